@@ -1,0 +1,217 @@
+//! What the shim, the command line and the daemon say to each other over the unix socket.
+//!
+//! One frame is a 4-byte big-endian length and that many bytes of JSON. A connection carries
+//! requests and replies in turn. The descriptor of the pod's network namespace travels beside the
+//! first byte of an ADD or CHECK (`SCM_RIGHTS`), so that the daemon opens no path a request names.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol. The daemon accepts one more and one less, so that a shim and a daemon
+/// of neighbouring releases work together during an upgrade.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Longest frame in bytes, both ways: far above a full GC list, far below a memory bomb.
+pub const FRAME_BYTES_MAX: usize = 1 << 20;
+
+/// Names one attachment, as CNI does: (network, containerID, ifname).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Network name of the CNI configuration.
+    pub network: String,
+    /// CNI_CONTAINERID.
+    pub container_id: String,
+    /// CNI_IFNAME.
+    pub ifname: String,
+}
+
+/// A request: the protocol version the sender speaks, and the call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// [`PROTOCOL_VERSION`] of the sender.
+    pub version: u32,
+    /// What is asked.
+    pub call: Call,
+}
+
+/// Everything that can be asked of the daemon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Call {
+    /// Attach a pod; answers [`AddReply`]. The namespace descriptor comes beside it.
+    Add(Box<AddRequest>),
+    /// Detach a pod; succeeds when there is nothing to detach. Answers [`Reply::Done`].
+    Del(DelRequest),
+    /// Compare an attachment with reality; answers [`Reply::Done`]. The namespace descriptor comes
+    /// beside it.
+    Check(CheckRequest),
+    /// Detach every attachment of a network that is not listed; answers [`Reply::Done`].
+    Gc(GcRequest),
+    /// Whether an ADD would work now; answers [`Reply::Done`], or an error of code 50 or 51.
+    CniStatus {
+        /// True when the network's addresses come from a delegated IPAM plugin, so that an
+        /// exhausted embedded pool is no reason to refuse.
+        delegated_ipam: bool,
+    },
+    /// A listing for people and programs; answers [`Reply::Listing`].
+    List(Listing),
+}
+
+/// What `viaduct` can list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Listing {
+    /// `viaduct status`: an object.
+    Status,
+    /// `viaduct pods`: an array, as are the rest.
+    Pods,
+    /// `viaduct ports`.
+    Ports,
+    /// `viaduct routes`.
+    Routes,
+    /// `viaduct drops`.
+    Drops,
+}
+
+/// An address with its prefix length, written `10.244.1.5/24`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodAddress {
+    /// The pod's address.
+    pub address: IpAddr,
+    /// Prefix length that the result shows (the pod itself is given a host route).
+    pub prefix_len: u8,
+    /// Gateway that the result shows; absent means the link-local gateway of the family.
+    pub gateway: Option<IpAddr>,
+}
+
+/// Where a pod's addresses come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Addressing {
+    /// The daemon allocates one address per family of `pod_cidrs`.
+    Embedded {
+        /// Addresses the runtime asked for (capability `ips`, `args.cni.ips`, CNI_ARGS `IP`).
+        requested: Vec<IpAddr>,
+        /// Ranges to allocate from instead of `pod_cidrs` (capability `ipRanges`), one inner list
+        /// per address wanted; each entry is `(subnet CIDR, first, last)`.
+        ranges: Vec<Vec<IpRange>>,
+    },
+    /// A delegated IPAM plugin has allocated these.
+    Delegated(Vec<PodAddress>),
+}
+
+/// One range of the `ipRanges` capability.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IpRange {
+    /// The subnet in CIDR notation.
+    pub subnet: String,
+    /// First address to hand out; absent: the subnet's first usable one.
+    pub range_start: Option<IpAddr>,
+    /// Last address to hand out; absent: the subnet's last usable one.
+    pub range_end: Option<IpAddr>,
+    /// Gateway named by the range.
+    pub gateway: Option<IpAddr>,
+}
+
+/// Attach a pod.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AddRequest {
+    /// Whom to attach.
+    pub attachment: Attachment,
+    /// CNI_NETNS verbatim: shown in listings and results, never opened.
+    pub netns: String,
+    /// Where the addresses come from.
+    pub addressing: Addressing,
+    /// MAC address the runtime asked for; absent: the daemon chooses.
+    pub mac: Option<String>,
+    /// Route MTU in bytes of this network; absent: the node's.
+    pub mtu: Option<u32>,
+    /// Extra routes of the delegated IPAM result, each `(destination CIDR, gateway)`.
+    pub routes: Vec<ExtraRoute>,
+    /// K8S_POD_NAMESPACE, or empty.
+    pub pod_namespace: String,
+    /// K8S_POD_NAME, or empty.
+    pub pod_name: String,
+}
+
+/// A route that IPAM wants in the pod beside the default one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtraRoute {
+    /// Destination in CIDR notation.
+    pub dst: String,
+    /// Next hop named by IPAM; Viaduct's pods reach everything through their link-local gateway, so
+    /// it is only shown in the result.
+    pub gw: Option<IpAddr>,
+}
+
+/// Detach a pod: keyed by the attachment alone, never by the payload of a DEL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DelRequest {
+    /// Whom to detach.
+    pub attachment: Attachment,
+}
+
+/// Compare an attachment with reality.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CheckRequest {
+    /// Whom to check.
+    pub attachment: Attachment,
+    /// Addresses that prevResult says the interface has, each in CIDR notation.
+    pub addresses: Vec<String>,
+    /// MAC address that prevResult says the interface has.
+    pub mac: Option<String>,
+    /// Host-side interface name that prevResult gives.
+    pub host_ifname: Option<String>,
+    /// Route destinations (CIDR) that prevResult lists.
+    pub routes: Vec<String>,
+}
+
+/// Detach what is not listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GcRequest {
+    /// Network name; attachments of other networks are never touched.
+    pub network: String,
+    /// `(containerID, ifname)` pairs that are to stay.
+    pub valid: Vec<(String, String)>,
+}
+
+/// What ADD made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddReply {
+    /// Name of the host end of the pod's veth pair.
+    pub host_ifname: String,
+    /// MAC address of the host end.
+    pub host_mac: String,
+    /// MAC address of the pod's interface.
+    pub mac: String,
+    /// Route MTU in bytes: the largest IP packet the pod should send.
+    pub mtu: u32,
+    /// The pod's addresses, IPv4 first.
+    pub addresses: Vec<PodAddress>,
+}
+
+/// The daemon's answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// ADD succeeded: every worker forwards for this pod.
+    Added(AddReply),
+    /// The call succeeded and has nothing to say.
+    Done,
+    /// The listing asked for, with the keys of the external contract.
+    Listing(serde_json::Value),
+    /// The call failed.
+    Error(CallError),
+}
+
+/// A failure, in CNI's terms.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallError {
+    /// CNI error code (spec section "Error", 1-99), or 100 and above for Viaduct's own.
+    pub code: u32,
+    /// One sentence that names the object and the mend.
+    pub msg: String,
+    /// More for whoever looks closer; may be empty.
+    pub details: String,
+}

@@ -1,0 +1,403 @@
+//! The node as one value: kernel objects, programs, workers, state and journal, and the requests
+//! that change them together. Only the control thread has it.
+//!
+//! A request goes `Change → State::apply → kernel → tables → adopted by all workers → journal`.
+//! Every step has its undo beside it; a request that fails leaves nothing behind.
+
+mod adopt;
+mod attach;
+mod compile;
+mod detach;
+mod listing;
+mod reaper;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use cni_bridge::protocol::{Attachment, CallError, CheckRequest, GcRequest};
+use dataplane::port::PortId;
+use dataplane::xsk::program::{Fallback, PortEntry, PortKind, ProgramError, Programs};
+use dataplane::xsk::socket::{SocketFeatures, probe};
+use ipnet::IpNet;
+
+use crate::config::{Config, PortMode};
+use crate::endpoint::{self, EndpointError, EndpointSpec, HostSide, Offloads};
+use crate::ethtool::Ethtool;
+use crate::ipam::Ipam;
+use crate::journal::{Journal, Record, boot_id};
+use crate::netlink::Netlink;
+use crate::nft::{NftConfig, NftTable};
+use crate::node::{NODE_IFNAME, NodeConfig, NodePort, WORKER_IFNAME, cookie};
+use crate::state::{Change, Limits, PodRecord, State};
+use crate::sysctl::SysctlLog;
+use crate::workers::{NODE_SLOT, Workers, WorkersConfig};
+
+pub use attach::ADD_WAITS;
+pub use reaper::{Reaped, Reaper};
+
+/// Device MTU of pods and of the node port with multi-buffer frames: the longest IP packet, so
+/// that a super-packet is one packet.
+const DEVICE_MTU_FULL: u32 = 65_535;
+
+/// Largest route MTU without multi-buffer frames: a page less XDP's headroom and the kernel's
+/// bookkeeping at its end (drivers/net/veth.c, `veth_xdp_set`).
+const ROUTE_MTU_BASIC_MAX: u32 = 3498;
+
+/// Frames that one port holds at most: its fill ring, and as many under way.
+const FRAMES_PER_PORT: u32 = 192;
+
+/// How pods' ports are made, found out at start.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
+    /// What sockets may use.
+    pub features: SocketFeatures,
+    /// What the pod's kernel may leave to us.
+    pub offloads: Offloads,
+    /// Largest IP packet between pod and worker, in bytes; `None`: the pod's route MTU.
+    pub device_mtu: Option<u32>,
+}
+
+impl Ports {
+    fn device_mtu(&self, route_mtu: u32) -> u32 {
+        self.device_mtu.unwrap_or(route_mtu)
+    }
+}
+
+/// Everything of this node.
+pub struct Engine {
+    config: Config,
+    ports: Ports,
+    programs: Programs,
+    workers: Workers,
+    state: State,
+    ipam: Ipam,
+    journal: Journal,
+    host: HostSide,
+    netlink: Netlink,
+    node: NodePort,
+    nft: NftTable,
+    reaper: Reaper,
+    /// Host ends and ports on their way out, by number: an ADD of the same name waits for them.
+    leaving: BTreeMap<PortId, Attachment>,
+    /// Fallback pods: attached, but without a worker (its socket could not be bound).
+    unserved: BTreeSet<Attachment>,
+    /// Sockets of re-adopted pods, until they stand in the socket map.
+    adopted_sockets: Vec<(PortId, OwnedFd)>,
+    /// Addresses of the node for the tables.
+    node_addresses: Vec<IpAddr>,
+    started: Instant,
+}
+
+impl Engine {
+    /// Brings the node up, or takes over what a daemon before us left: until the sentinels are
+    /// in place, at the very end, the kernel carries the pods' traffic.
+    pub fn start(
+        config: Config,
+        reserved: Vec<OwnedFd>,
+        reaper: Reaper,
+    ) -> anyhow::Result<Engine> {
+        let started = Instant::now();
+        let ports = probe_ports(&config)?;
+        let programs = Programs::load(&config.daemon.bpf_dir)?;
+        let (journal, records) = Journal::open(&config.daemon.state_dir, &boot_id()?)?;
+        let mut sysctls = SysctlLog::open(&config.daemon.state_dir.join("sysctls"))?;
+        let node = NodePort::ensure(&node_config(&config, &ports), &mut sysctls)?;
+        let mut nft = NftTable::open()?;
+        nft.ensure(&nft_config(&config))?;
+        if ports.offloads == Offloads::Basic {
+            let features = Offloads::Basic.features();
+            Ethtool::open()?.set_features(NODE_IFNAME, &features)?;
+        }
+        // The program may run before there is a socket: it passes everything then.
+        programs.set_port(node.worker_index, &node_entry())?;
+        programs.attach(node.worker_index, WORKER_IFNAME)?;
+        programs.attach_marker(node.node_index)?;
+        let (workers, node_socket) = Workers::start(WorkersConfig {
+            cores: &config.workers.cores,
+            frames: config.workers.frames,
+            features: ports.features,
+            node_device: WORKER_IFNAME,
+            node_ifindex: node.worker_index,
+            reserved,
+        })?;
+        let limits = Limits {
+            workers: config.workers.cores.len() as u16,
+            slots: dataplane::port::PORTS_MAX as u32 - 1,
+            ports_per_worker: config.workers.frames / FRAMES_PER_PORT,
+        };
+        let mut engine = Engine {
+            state: State::new(limits),
+            ipam: Ipam::new(&config.node.pod_cidrs),
+            host: HostSide::open()?,
+            netlink: Netlink::open()?,
+            node_addresses: Vec::new(),
+            config,
+            ports,
+            programs,
+            workers,
+            journal,
+            node,
+            nft,
+            reaper,
+            leaving: BTreeMap::new(),
+            unserved: BTreeSet::new(),
+            adopted_sockets: Vec::new(),
+            started,
+        };
+        engine.node_addresses = engine.discover_addresses();
+        engine.adopt(records)?;
+        engine.publish()?;
+        engine.programs.set_socket(u32::from(NODE_SLOT), node_socket.as_fd())?;
+        for (id, socket) in std::mem::take(&mut engine.adopted_sockets) {
+            engine.programs.set_socket(u32::from(id.0), socket.as_fd())?;
+        }
+        for worker in engine.workers.handles() {
+            let sentinels = worker.sentinels();
+            let id = u32::from(worker.id);
+            engine.programs.set_sentinels(id, sentinels.low(), sentinels.high())?;
+        }
+        Ok(engine)
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The pods.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The workers.
+    #[must_use]
+    pub fn workers(&self) -> &Workers {
+        &self.workers
+    }
+
+    /// How pods' ports are made.
+    #[must_use]
+    pub fn ports(&self) -> Ports {
+        self.ports
+    }
+
+    /// The node port.
+    #[must_use]
+    pub fn node(&self) -> &NodePort {
+        &self.node
+    }
+
+    /// Addresses of the node.
+    #[must_use]
+    pub fn node_addresses(&self) -> &[IpAddr] {
+        &self.node_addresses
+    }
+
+    /// The BPF programs.
+    #[must_use]
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// When the daemon started.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Whether workers serve the pod.
+    #[must_use]
+    pub fn is_served(&self, attachment: &Attachment) -> bool {
+        !self.unserved.contains(attachment)
+    }
+
+    /// Monotonic time in ns, for IPAM's cool-down.
+    fn now_ns(&self) -> u64 {
+        self.started.elapsed().as_nanos() as u64
+    }
+
+    /// Gives the workers the tables of the present state, and waits until all use them.
+    fn publish(&mut self) -> Result<(), crate::workers::WorkersError> {
+        let input = compile::tables(self);
+        self.workers.publish(input)
+    }
+
+    /// Addresses changed: new connections and ICMP errors use them.
+    pub fn follow_addresses(&mut self) -> anyhow::Result<()> {
+        self.node.follow_addresses(&mut self.netlink)?;
+        let addresses = self.discover_addresses();
+        if addresses != self.node_addresses {
+            self.node_addresses = addresses;
+            self.publish()?;
+        }
+        Ok(())
+    }
+
+    fn discover_addresses(&mut self) -> Vec<IpAddr> {
+        let preferred = &self.node.addresses;
+        let mut addresses: Vec<IpAddr> =
+            preferred.v4.map(IpAddr::V4).into_iter().chain(preferred.v6.map(IpAddr::V6)).collect();
+        // Without the others only the cutting of super-packets is too careful.
+        for address in self.netlink.addresses().unwrap_or_default() {
+            if !addresses.contains(&address.address) {
+                addresses.push(address.address);
+            }
+        }
+        addresses
+    }
+
+    /// Puts our kernel objects back where somebody else took them away.
+    pub fn reassert(&mut self) -> anyhow::Result<()> {
+        let mut sysctls = SysctlLog::open(&self.config.daemon.state_dir.join("sysctls"))?;
+        self.node = NodePort::ensure(&node_config(&self.config, &self.ports), &mut sysctls)?;
+        self.nft.ensure(&nft_config(&self.config))?;
+        Ok(())
+    }
+
+    /// The nft table, to watch it.
+    #[must_use]
+    pub fn nft(&self) -> &NftTable {
+        &self.nft
+    }
+
+    /// CNI STATUS: whether an ADD would work now.
+    pub fn check_ready(&mut self, delegated_ipam: bool) -> Result<(), CallError> {
+        self.state.room().map_err(|error| call_error(50, &error))?;
+        if !delegated_ipam {
+            let now_ns = self.now_ns();
+            self.ipam.room(now_ns).map_err(|error| call_error(50, &error))?;
+        }
+        Ok(())
+    }
+
+    /// CNI GC: detaches what is not listed. Goes on after an error.
+    pub fn collect(&mut self, request: &GcRequest) -> Result<(), CallError> {
+        let mut errors = Vec::new();
+        for attachment in self.state.stale(request) {
+            errors.extend(self.detach(&attachment).err().map(|error| error.msg));
+        }
+        match errors.is_empty() {
+            true => Ok(()),
+            false => Err(CallError { code: 999, msg: errors.join("; "), details: String::new() }),
+        }
+    }
+
+    /// CNI CHECK: the first difference between the attachment and reality.
+    pub fn check(&mut self, request: &CheckRequest, netns: OwnedFd) -> Result<(), CallError> {
+        let fail = |msg: String| CallError { code: 101, msg, details: String::new() };
+        let Some(pod) = self.state.pod(&request.attachment).cloned() else {
+            let Attachment { network, container_id, ifname } = &request.attachment;
+            return Err(fail(format!(
+                "network {network} knows no interface {ifname} of container {container_id}; \
+                 run ADD"
+            )));
+        };
+        self.check_record(&pod, request).map_err(fail)?;
+        let addresses: Vec<IpAddr> = pod.addresses.iter().map(|a| a.address).collect();
+        let cookie = pod_cookie(&pod.attachment);
+        let spec = EndpointSpec {
+            netns: netns.as_fd(),
+            ifname: &pod.attachment.ifname,
+            host_ifname: &pod.host_ifname,
+            cookie: &cookie,
+            mac: pod.mac,
+            host_mac: pod.host_mac,
+            addresses: &addresses,
+            route_mtu: pod.route_mtu,
+            device_mtu: self.ports.device_mtu(pod.route_mtu),
+            offloads: self.ports.offloads,
+            routes: &[],
+        };
+        endpoint::check(&mut self.host, &spec).map_err(|error| fail(error.to_string()))
+    }
+
+    /// What prevResult claims against what we gave.
+    fn check_record(&self, pod: &PodRecord, request: &CheckRequest) -> Result<(), String> {
+        let Attachment { container_id, ifname, .. } = &pod.attachment;
+        for text in &request.addresses {
+            let address = text.split('/').next().and_then(|text| text.parse::<IpAddr>().ok());
+            if !pod.addresses.iter().any(|given| Some(given.address) == address) {
+                return Err(format!("{ifname} of container {container_id} was not given {text}"));
+            }
+        }
+        if !self.is_served(&pod.attachment) {
+            return Err(format!(
+                "{ifname} of container {container_id} is on the kernel's path: no worker serves it"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Stops: workers forward what they have, the kernel carries the pods from then on.
+    pub fn stop(mut self) {
+        for worker in self.workers.handles() {
+            if let Err(error) = self.programs.clear_sentinels(u32::from(worker.id)) {
+                tracing::warn!(%error, "leave the pods to the kernel");
+            }
+        }
+        self.workers.stop();
+    }
+}
+
+/// The cookie of an attachment's host end.
+fn pod_cookie(attachment: &Attachment) -> String {
+    cookie(&attachment.network, &attachment.container_id, &attachment.ifname)
+}
+
+fn call_error(code: u32, error: &dyn std::error::Error) -> CallError {
+    CallError { code, msg: error.to_string(), details: String::new() }
+}
+
+/// What pods' ports can be here: everything the kernel has, or what kernel 6.1 has.
+fn probe_ports(config: &Config) -> anyhow::Result<Ports> {
+    let features = probe()?;
+    let none = SocketFeatures { multi_buffer: false, tx_checksum: false, tx_budget: false };
+    let full = config.workers.port_mode == PortMode::Auto
+        && features.multi_buffer
+        && features.tx_checksum;
+    if full {
+        let device_mtu = Some(DEVICE_MTU_FULL);
+        return Ok(Ports { features, offloads: Offloads::Full, device_mtu });
+    }
+    anyhow::ensure!(
+        config.node.mtu <= ROUTE_MTU_BASIC_MAX,
+        "[node] mtu = {} needs multi-buffer AF_XDP, which this kernel or port_mode = \"basic\" \
+         does not have; set it to {ROUTE_MTU_BASIC_MAX} or less",
+        config.node.mtu
+    );
+    Ok(Ports { features: none, offloads: Offloads::Basic, device_mtu: None })
+}
+
+fn node_config(config: &Config, ports: &Ports) -> NodeConfig {
+    NodeConfig {
+        pod_cidrs: config.node.pod_cidrs.clone(),
+        route_mtu: config.node.mtu,
+        device_mtu: ports.device_mtu(config.node.mtu),
+        workers: config.workers.cores.len() as u32,
+    }
+}
+
+fn nft_config(config: &Config) -> NftConfig<'static> {
+    NftConfig {
+        pod_cidrs: config.node.pod_cidrs.clone(),
+        direct: config.uplink.direct.clone(),
+        kernel: config.uplink.kernel.clone(),
+        masquerade: config.node.masquerade,
+        node_port: NODE_IFNAME,
+        worker_end: WORKER_IFNAME,
+    }
+}
+
+fn node_entry() -> PortEntry {
+    PortEntry {
+        slot: u32::from(NODE_SLOT),
+        worker: 0,
+        fallback: Fallback::Pass,
+        mac: crate::node::mac_for(NODE_IFNAME),
+        kind: PortKind::Node,
+    }
+}

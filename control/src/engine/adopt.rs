@@ -1,0 +1,116 @@
+//! Start after a stop or a crash: the pods of the journal that the kernel still has are served
+//! again; the rest is forgotten. Nothing that carries traffic is touched.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cni_bridge::protocol::{Attachment, PodAddress};
+
+use super::compile::port_of;
+use super::{Engine, Record, pod_cookie};
+use crate::journal::Record as JournalRecord;
+use crate::node::{HOST_IFNAME_PREFIX, WORKER_IFNAME};
+use crate::state::{Change, Effect, PodRecord};
+
+impl Engine {
+    /// Serves the journal's pods again. The caller puts the sentinels in place afterwards: up to
+    /// then the kernel forwards, from then on the workers do.
+    pub(super) fn adopt(&mut self, records: Vec<JournalRecord>) -> anyhow::Result<()> {
+        let mut pods: BTreeMap<Attachment, PodRecord> = BTreeMap::new();
+        let mut freed = Vec::new();
+        for record in records {
+            match record {
+                JournalRecord::Attached(pod) => {
+                    pods.insert(pod.attachment.clone(), *pod);
+                }
+                JournalRecord::Detached(attachment) => freed.extend(pods.remove(&attachment)),
+                JournalRecord::Sysctl(_) => {}
+            }
+        }
+        // Freed again in the same order, so that addresses rest as long as they should.
+        for pod in freed {
+            let now_ns = self.now_ns();
+            for PodAddress { address, .. } in &pod.addresses {
+                let _outside = self.ipam.reserve(&pod.attachment, *address);
+            }
+            self.ipam.free(&pod.attachment, now_ns);
+        }
+        let mut adopted = Vec::new();
+        for pod in pods.into_values() {
+            match self.readopt(pod)? {
+                Ok(pod) => adopted.push(pod),
+                Err(pod) => {
+                    tracing::info!(host_ifname = pod.host_ifname, "a pod went while we were away");
+                    self.journal.append(&Record::Detached(pod.attachment))?;
+                }
+            }
+        }
+        self.sweep(&adopted)?;
+        // All tables once, not once per pod.
+        for pod in &adopted {
+            let id = port_of(pod);
+            let (name, index) = (&pod.host_ifname, pod.host_ifindex);
+            match self.workers.add_port(pod.worker, id, name, index) {
+                Ok(socket) => self.adopted_sockets.push((id, socket)),
+                Err(error) => {
+                    tracing::error!(%error, host_ifname = name, "a pod stays with the kernel");
+                    self.unserved.insert(pod.attachment.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Back into state, IPAM and XDP maps, if its host end is still there.
+    fn readopt(&mut self, pod: PodRecord) -> anyhow::Result<Result<PodRecord, PodRecord>> {
+        let link = self.netlink.link(&pod.host_ifname)?;
+        let alive = link.is_some_and(|link| {
+            link.index == pod.host_ifindex
+                && link.alias.as_deref() == Some(pod_cookie(&pod.attachment).as_str())
+        });
+        if !alive {
+            return Ok(Err(pod));
+        }
+        for PodAddress { address, .. } in &pod.addresses {
+            let _delegated = self.ipam.reserve(&pod.attachment, *address);
+        }
+        match self.state.apply(Change::Restore(pod.clone())) {
+            Ok(Effect::Added(pod)) => {
+                self.guard(&pod)?;
+                Ok(Ok(pod))
+            }
+            Ok(other) => unreachable!("a restored pod is added: {other:?}"),
+            Err(error) => {
+                tracing::error!(%error, host_ifname = pod.host_ifname, "a pod cannot come back");
+                Ok(Err(pod))
+            }
+        }
+    }
+
+    /// Leftovers that no pod of ours explains: pins and map entries, and host ends of an ADD or
+    /// a DEL that a crash cut short.
+    fn sweep(&mut self, adopted: &[PodRecord]) -> anyhow::Result<()> {
+        let names: BTreeSet<&str> = adopted.iter().map(|pod| pod.host_ifname.as_str()).collect();
+        let indices: BTreeSet<u32> = adopted.iter().map(|pod| pod.host_ifindex).collect();
+        for name in self.programs.links()? {
+            if name != WORKER_IFNAME && !names.contains(name.as_str()) {
+                self.programs.detach(&name)?;
+            }
+        }
+        for (ifindex, _) in self.programs.ports()? {
+            if ifindex != self.node.worker_index && !indices.contains(&ifindex) {
+                self.programs.remove_port(ifindex)?;
+                self.programs.forget_sources(ifindex)?;
+            }
+        }
+        for link in self.netlink.links()? {
+            let ours = link.name.starts_with(HOST_IFNAME_PREFIX)
+                && link.alias.as_deref().is_some_and(|alias| alias.starts_with("viaduct:"));
+            if ours && !names.contains(link.name.as_str()) {
+                let cookie = link.alias.unwrap_or_default();
+                tracing::info!(host_ifname = link.name, "delete a leftover host end");
+                crate::endpoint::detach(&mut self.host, &link.name, &cookie)?;
+            }
+        }
+        Ok(())
+    }
+}

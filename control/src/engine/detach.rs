@@ -1,0 +1,85 @@
+//! DEL: the mirror of ADD. Forwarding ends before the answer; what takes time (the socket and the
+//! veth pair, some 12 ms each) goes on the reaper's thread.
+
+use cni_bridge::protocol::{Attachment, CallError};
+use dataplane::port::PortId;
+
+use super::compile::port_of;
+use super::reaper::Reaped;
+use super::{Engine, Record, pod_cookie};
+use crate::state::{Change, Effect, PodRecord};
+
+impl Engine {
+    /// CNI DEL. Succeeds when there is nothing to detach (CNI spec, "DEL").
+    pub fn detach(&mut self, attachment: &Attachment) -> Result<(), CallError> {
+        let Some(pod) = self.state.pod(attachment).cloned() else { return Ok(()) };
+        // The journal first: a pod that is gone but remembered would come back after a restart,
+        // one that is forgotten but there is found by its host end.
+        if let Err(error) = self.journal.append(&Record::Detached(attachment.clone())) {
+            tracing::warn!(%error, "the journal does not know of a DEL");
+        }
+        self.forget(&pod);
+        let cookie = pod_cookie(attachment);
+        self.reaper.expect(port_of(&pod), pod.host_ifname, cookie);
+        Ok(())
+    }
+
+    /// Takes a pod out of everything that [`Engine::serve`] put it into. Goes on after an error:
+    /// whatever stays behind, the pod is no longer ours.
+    pub(super) fn forget(&mut self, pod: &PodRecord) {
+        let id = port_of(pod);
+        let ifindex = pod.host_ifindex;
+        let steps = [
+            self.programs.clear_socket(u32::from(id.0)),
+            self.programs.remove_port(ifindex),
+            self.programs.forget_sources(ifindex),
+            self.programs.detach(&pod.host_ifname),
+        ];
+        for error in steps.into_iter().filter_map(Result::err) {
+            tracing::warn!(%error, host_ifname = pod.host_ifname, "forget a pod");
+        }
+        match self.state.apply(Change::Remove(pod.attachment.clone())) {
+            Ok(Effect::Removed(_) | Effect::Unchanged) => {}
+            other => unreachable!("a removal removes or finds nothing: {other:?}"),
+        }
+        let now_ns = self.now_ns();
+        self.ipam.free(&pod.attachment, now_ns);
+        self.unserved.remove(&pod.attachment);
+        if !self.workers.has_port(id) {
+            return;
+        }
+        self.state.hold_slot(pod.slot);
+        let published = self.publish().and_then(|()| self.workers.remove_port(id));
+        if let Err(error) = published {
+            tracing::error!(%error, "take a port from its worker");
+        }
+        self.leaving.insert(id, pod.attachment.clone());
+    }
+
+    /// Moves what is leaving one step on. To be called when a worker or the reaper may have
+    /// something to say; returns whether an ADD that waits should be tried again.
+    pub fn settle(&mut self) -> bool {
+        let mut settled = false;
+        for Reaped { id } in self.reaper.finished() {
+            if let Err(error) = self.workers.reclaim_port(id) {
+                tracing::error!(%error, "return the frames of a port");
+            }
+        }
+        for id in self.workers.poll(|id, io| self.reaper.reap(id, io)) {
+            self.leaving.remove(&id);
+            self.state.release_slot(slot_of(id));
+            settled = true;
+        }
+        settled
+    }
+
+    /// Whether something is on its way out.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.leaving.is_empty()
+    }
+}
+
+fn slot_of(id: PortId) -> u32 {
+    u32::from(id.0) - 1
+}

@@ -1,0 +1,415 @@
+//! Remembers across a restart of the daemon which pods it serves and which sysctls it changed.
+//!
+//! One append-only file, `journal` in the state directory. A line is a record: length and CRC-32 of
+//! the JSON, both in hexadecimal, and the JSON. The first line names the format and the boot: what
+//! another boot wrote is void, because its namespaces are gone. Damage is never an error: a line
+//! whose sum is wrong is passed over and a torn tail is cut off, since the kernel's own state,
+//! which the daemon compares with at start, knows better than a file. CRC-32 rather than a plain
+//! hash: it finds every burst of up to 32 wrong bits, and torn writes are bursts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use cni_bridge::protocol::Attachment;
+use serde::{Deserialize, Serialize};
+
+use crate::state::PodRecord;
+
+#[cfg(test)]
+mod tests;
+
+/// Version of the file's format. The neighbouring versions can be read too, as during an upgrade or
+/// a downgrade by one release: records and fields they do not know are skipped.
+pub const FORMAT: u32 = 1;
+
+/// The journal is rewritten when it has this many records that say nothing about the present. At
+/// about 600 bytes each that is 1.2 MB, and one rewrite in two thousand appends.
+pub const DEAD_RECORDS_MAX: usize = 2048;
+
+/// Detached pods that a rewrite keeps, newest last, so that the addresses they had still cool down
+/// after a restart: two per second over the two minutes of the cool-down.
+pub const DETACHED_KEPT: usize = 256;
+
+const FILE_NAME: &str = "journal";
+const NEW_FILE_NAME: &str = "journal.new";
+
+/// What the journal remembers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Record {
+    /// A pod is served. A later one for the same attachment replaces it.
+    Attached(Box<PodRecord>),
+    /// A pod is no longer served.
+    Detached(Attachment),
+    /// A sysctl was changed. The first record of a name counts: it has the value before us.
+    Sysctl(OriginalSysctl),
+}
+
+/// A sysctl as it was before the daemon changed it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OriginalSysctl {
+    /// Path below /proc/sys, with slashes.
+    pub name: String,
+    /// Its value before, without the line break.
+    pub value: String,
+}
+
+/// Why the journal could not be opened or written.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The state directory is not private.
+    #[error(
+        "state directory {path} can be written by others than uid {uid}; \
+         chown and chmod 0700 it, or set state_dir in [daemon] to a directory of its own"
+    )]
+    NotPrivate {
+        /// The directory.
+        path: PathBuf,
+        /// The user id of the daemon.
+        uid: u32,
+    },
+    /// A release that is too new wrote the file.
+    #[error(
+        "{path} has journal format {found} and this release knows up to {}; start the release that \
+         wrote it, or drain the node and remove the file",
+        FORMAT + 1
+    )]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// A system call failed.
+    #[error("cannot {operation} {path}: {source}; mend that or change state_dir in [daemon]")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    format: u32,
+    boot_id: String,
+}
+
+/// The open journal. Only one may be open in a directory: the daemon holds a lock for that.
+#[derive(Debug)]
+pub struct Journal {
+    dir: PathBuf,
+    boot_id: String,
+    file: File,
+    /// Length in bytes of the intact part of the file; the next record goes there.
+    len: u64,
+    /// Whether a failed append may have left bytes behind `len`.
+    has_torn_tail: bool,
+    /// What the file says, in order; at most the live records and `DEAD_RECORDS_MAX` others.
+    records: Vec<Record>,
+    /// Attachments and sysctls among `records` that are about the present.
+    attached: BTreeSet<Attachment>,
+    sysctls: BTreeSet<String>,
+    /// Length of `records` above the live ones at which the next rewrite is due.
+    dead_max: usize,
+}
+
+/// Identifies this boot of the kernel: random, and the same in all namespaces.
+pub fn boot_id() -> Result<String, JournalError> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    let text = fs::read_to_string(path).map_err(io_error("read", path))?;
+    Ok(text.trim().to_owned())
+}
+
+impl Journal {
+    /// Opens or creates the journal in `dir` and returns what it remembers of this boot, oldest
+    /// first. Replayed in order, the records give the pods, and the order in which addresses were
+    /// freed.
+    pub fn open(dir: &Path, boot_id: &str) -> Result<(Journal, Vec<Record>), JournalError> {
+        prepare(dir)?;
+        let path = dir.join(FILE_NAME);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(io_error("read", &path)(error)),
+        };
+        let (file, len, records) = match parse(&bytes, boot_id) {
+            Parsed::Format(found) => return Err(JournalError::Format { path, found }),
+            Parsed::Void => {
+                let (file, len) = rewrite(dir, boot_id, &[]).map_err(io_error("write", &path))?;
+                (file, len, Vec::new())
+            }
+            Parsed::Intact {
+                len,
+                records,
+                skipped,
+            } => {
+                if skipped > 0 || len < bytes.len() {
+                    let cut_bytes = bytes.len() - len;
+                    tracing::warn!(skipped, cut_bytes, "the journal was damaged; kept the rest");
+                }
+                let mut options = OpenOptions::new();
+                let file = options.read(true).write(true).open(&path);
+                let file = file.map_err(io_error("open", &path))?;
+                file.set_len(len as u64)
+                    .map_err(io_error("truncate", &path))?;
+                (file, len as u64, records)
+            }
+        };
+        let mut journal = Journal {
+            dir: dir.to_owned(),
+            boot_id: boot_id.to_owned(),
+            file,
+            len,
+            has_torn_tail: false,
+            records: Vec::new(),
+            attached: BTreeSet::new(),
+            sysctls: BTreeSet::new(),
+            dead_max: DEAD_RECORDS_MAX,
+        };
+        for record in &records {
+            journal.remember(record.clone());
+        }
+        Ok((journal, records))
+    }
+
+    /// Writes a record and waits until it would survive a crash of the machine (on tmpfs: at once).
+    /// On failure the file says what it said before.
+    pub fn append(&mut self, record: &Record) -> Result<(), JournalError> {
+        let line = line(record).map_err(self.failed("encode a record for"))?;
+        if self.has_torn_tail {
+            self.cut().map_err(self.failed("truncate"))?;
+        }
+        let written = self.file.write_all_at(line.as_bytes(), self.len);
+        if let Err(error) = written.and_then(|()| self.file.sync_data()) {
+            // Should the cut fail too, it is repeated before the next append; until then the
+            // tail is torn or repeats what this error denies, and neither outlives a replay
+            // against the kernel's state.
+            self.has_torn_tail = true;
+            let _ = self.cut();
+            return Err(self.failed("append to")(error));
+        }
+        self.len += line.len() as u64;
+        self.remember(record.clone());
+        if self.dead_len() > self.dead_max {
+            self.compact();
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, record: Record) {
+        match &record {
+            Record::Attached(pod) => {
+                self.attached.insert(pod.attachment.clone());
+            }
+            Record::Detached(attachment) => {
+                self.attached.remove(attachment);
+            }
+            Record::Sysctl(sysctl) => {
+                self.sysctls.insert(sysctl.name.clone());
+            }
+        }
+        self.records.push(record);
+    }
+
+    /// Records that say nothing about the present.
+    fn dead_len(&self) -> usize {
+        self.records.len() - self.attached.len() - self.sysctls.len()
+    }
+
+    /// Rewrites the file without most of its past. A failure costs nothing but room: the old file
+    /// stays in use, and the next try waits for as many dead records again.
+    fn compact(&mut self) {
+        let records = compacted(&self.records);
+        match rewrite(&self.dir, &self.boot_id, &records) {
+            Ok((file, len)) => {
+                (self.file, self.len, self.records) = (file, len, records);
+                self.dead_max = DEAD_RECORDS_MAX;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot rewrite the journal; it grows until that works");
+                self.dead_max += DEAD_RECORDS_MAX;
+            }
+        }
+    }
+
+    fn cut(&mut self) -> io::Result<()> {
+        self.file.set_len(self.len)?;
+        self.has_torn_tail = false;
+        Ok(())
+    }
+
+    fn failed(&self, operation: &'static str) -> impl FnOnce(io::Error) -> JournalError + use<> {
+        io_error(operation, &self.dir.join(FILE_NAME))
+    }
+}
+
+/// Makes the state directory, or refuses one that another user could plant a journal in.
+fn prepare(dir: &Path) -> Result<(), JournalError> {
+    // Permissions of a directory that exists are the operator's: we refuse, but never change them.
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(io_error("create", dir))?;
+    let metadata = fs::metadata(dir).map_err(io_error("inspect", dir))?;
+    let uid = rustix::process::geteuid().as_raw();
+    if metadata.uid() != uid || metadata.mode() & 0o022 != 0 {
+        return Err(JournalError::NotPrivate {
+            path: dir.to_owned(),
+            uid,
+        });
+    }
+    Ok(())
+}
+
+/// Replaces the file in one step: whoever crashes in between leaves the old one or the new one.
+fn rewrite(dir: &Path, boot_id: &str, records: &[Record]) -> io::Result<(File, u64)> {
+    let mut text = line(&Header {
+        format: FORMAT,
+        boot_id: boot_id.to_owned(),
+    })?;
+    for record in records {
+        text.push_str(&line(record)?);
+    }
+    let new = dir.join(NEW_FILE_NAME);
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600);
+    let mut file = options.open(&new)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&new, dir.join(FILE_NAME))?;
+    // Without this the rename itself may be lost (open(2), fsync(2) "NOTES").
+    File::open(dir)?.sync_all()?;
+    Ok((file, text.len() as u64))
+}
+
+/// The records worth keeping, in their order: attached pods, first sysctls, and the newest
+/// [`DETACHED_KEPT`] pods that came and went.
+fn compacted(records: &[Record]) -> Vec<Record> {
+    let mut attached: BTreeMap<&Attachment, usize> = BTreeMap::new();
+    let mut sysctls: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut detached: Vec<[usize; 2]> = Vec::new();
+    for (index, record) in records.iter().enumerate() {
+        match record {
+            Record::Attached(pod) => {
+                attached.insert(&pod.attachment, index);
+            }
+            Record::Detached(attachment) => {
+                detached.extend(attached.remove(attachment).map(|start| [start, index]));
+            }
+            Record::Sysctl(sysctl) => {
+                sysctls.entry(&sysctl.name).or_insert(index);
+            }
+        }
+    }
+    let past = detached.iter().rev().take(DETACHED_KEPT).flatten();
+    let mut kept: Vec<usize> = attached
+        .values()
+        .chain(sysctls.values())
+        .chain(past)
+        .copied()
+        .collect();
+    kept.sort_unstable();
+    kept.into_iter()
+        .map(|index| records[index].clone())
+        .collect()
+}
+
+enum Parsed {
+    /// No header, a damaged one, or one of another boot.
+    Void,
+    /// A format that we cannot read.
+    Format(u32),
+    Intact {
+        /// Length in bytes up to and with the last intact line.
+        len: usize,
+        records: Vec<Record>,
+        /// Lines that were damaged or of a kind we do not know.
+        skipped: usize,
+    },
+}
+
+fn parse(bytes: &[u8], boot_id: &str) -> Parsed {
+    let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
+    let Some(first) = lines.next() else {
+        return Parsed::Void;
+    };
+    let header = checked(first).and_then(|json| serde_json::from_slice::<Header>(json).ok());
+    let Some(header) = header.filter(|header| header.boot_id == boot_id) else {
+        return Parsed::Void;
+    };
+    if header.format > FORMAT + 1 {
+        return Parsed::Format(header.format);
+    }
+    let (mut end, mut len) = (first.len(), first.len());
+    let (mut records, mut skipped) = (Vec::new(), 0);
+    for line in lines {
+        end += line.len();
+        let json = checked(line);
+        if json.is_some() {
+            len = end;
+        }
+        match json.and_then(|json| serde_json::from_slice(json).ok()) {
+            Some(record) => records.push(record),
+            None => skipped += 1,
+        }
+    }
+    Parsed::Intact {
+        len,
+        records,
+        skipped,
+    }
+}
+
+/// A line with its length and sum. JSON text has no line break of its own.
+fn line<T: Serialize>(value: &T) -> io::Result<String> {
+    let json = serde_json::to_string(value)?;
+    Ok(format!(
+        "{:08x} {:08x} {json}\n",
+        json.len(),
+        crc32(json.as_bytes())
+    ))
+}
+
+/// The JSON of a line, if the line is whole.
+fn checked(line: &[u8]) -> Option<&[u8]> {
+    let (sums, json) = line.strip_suffix(b"\n")?.split_at_checked(18)?;
+    let expected = format!("{:08x} {:08x} ", json.len(), crc32(json));
+    (sums == expected.as_bytes()).then_some(json)
+}
+
+/// CRC-32 of IEEE 802.3 §3.2.9, reflected, one bit at a time: 600 bytes cost some microseconds,
+/// which is little beside the write that follows.
+fn crc32(bytes: &[u8]) -> u32 {
+    const POLYNOMIAL: u32 = 0xedb8_8320;
+    !bytes.iter().fold(!0, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            if crc & 1 == 1 {
+                (crc >> 1) ^ POLYNOMIAL
+            } else {
+                crc >> 1
+            }
+        })
+    })
+}
+
+fn io_error(
+    operation: &'static str,
+    path: &Path,
+) -> impl FnOnce(io::Error) -> JournalError + use<> {
+    let path = path.to_owned();
+    move |source| JournalError::Io {
+        operation,
+        path,
+        source,
+    }
+}

@@ -1,0 +1,20 @@
+//! Decides: CNI requests and kernel events in, tables for the workers out.
+
+pub mod cli;
+pub mod config;
+mod connections;
+pub mod daemon;
+pub mod endpoint;
+pub mod engine;
+pub mod ethtool;
+pub mod ipam;
+pub mod journal;
+pub mod metrics;
+pub mod netlink;
+pub mod nft;
+pub mod node;
+pub mod report;
+pub mod server;
+pub mod state;
+pub mod sysctl;
+pub mod workers;

@@ -1,0 +1,59 @@
+//! `viaductd`: arguments, logging, signals, exit code. The rest is `control::daemon`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use control::config::Config;
+use control::daemon::Daemon;
+use dataplane::xsk::sentinel;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tracing_subscriber::EnvFilter;
+
+/// Userspace packet forwarding for the pods of this node.
+///
+/// Runs in the foreground and logs to stderr; `RUST_LOG` (for example `debug`) says how much.
+/// Ready when `viaduct status` answers. When it stops or dies the kernel carries the pods' traffic
+/// until it is back.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE", default_value = "/etc/viaduct/viaduct.toml")]
+    config: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let config = Config::load(&arguments.config)?;
+    // Before anything else is opened: a sentinel closes first because its number is the lowest.
+    let reserved = config
+        .workers
+        .cores
+        .iter()
+        .map(|_| sentinel::reserve_low())
+        .collect::<std::io::Result<Vec<_>>>()?;
+    raise_open_files();
+    Daemon::start(config, reserved)?.run()
+}
+
+/// Every port has a socket, every worker two sentinels with high numbers.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "raise the limit of open files");
+    }
+}

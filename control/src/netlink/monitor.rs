@@ -1,0 +1,182 @@
+//! What changes in the kernel, as it changes: the control thread mirrors routes and neighbors
+//! from these events (design §5) and repairs what others delete.
+
+use super::wire::{messages, parse};
+use super::{Address, Link, Neighbor, NetlinkError, Route, Rule, socket_error};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+/// Multicast groups (linux/rtnetlink.h, `enum rtnetlink_groups`).
+const GROUPS: [u32; 8] = [
+    1,  // RTNLGRP_LINK
+    3,  // RTNLGRP_NEIGH
+    5,  // RTNLGRP_IPV4_IFADDR
+    7,  // RTNLGRP_IPV4_ROUTE
+    8,  // RTNLGRP_IPV4_RULE
+    9,  // RTNLGRP_IPV6_IFADDR
+    11, // RTNLGRP_IPV6_ROUTE
+    19, // RTNLGRP_IPV6_RULE
+];
+
+/// Room for a burst of events: a BGP session that comes up announces some 10,000 routes within
+/// milliseconds. More than that is an overrun, which costs one dump.
+const BUFFER_BYTES: usize = 4 << 20;
+
+/// Bytes of one event datagram; an interface with many virtual functions is the largest.
+const EVENT_BYTES: usize = 32 * 1024;
+
+/// A change in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// An interface appeared or changed. When one goes down its IPv4 routes vanish without an
+    /// event of their own.
+    Link(Link),
+    /// An interface is gone, and with it all its addresses, routes and neighbors.
+    LinkGone(Link),
+    /// An address appeared or changed.
+    Address(Address),
+    /// An address is gone.
+    AddressGone(Address),
+    /// A route appeared or changed.
+    Route(Route),
+    /// A route is gone.
+    RouteGone(Route),
+    /// A neighbor appeared or changed.
+    Neighbor(Neighbor),
+    /// A neighbor is gone.
+    NeighborGone(Neighbor),
+    /// A rule appeared.
+    Rule(Rule),
+    /// A rule is gone.
+    RuleGone(Rule),
+    /// Events were lost: list everything again.
+    Overrun,
+}
+
+impl Event {
+    fn from_message(message: RouteNetlinkMessage) -> Option<Event> {
+        Some(match message {
+            RouteNetlinkMessage::NewLink(link) => Event::Link(Link::from_message(link)),
+            RouteNetlinkMessage::DelLink(link) => Event::LinkGone(Link::from_message(link)),
+            RouteNetlinkMessage::NewAddress(address) => {
+                Event::Address(Address::from_message(address)?)
+            }
+            RouteNetlinkMessage::DelAddress(address) => {
+                Event::AddressGone(Address::from_message(address)?)
+            }
+            RouteNetlinkMessage::NewRoute(route) => Event::Route(Route::from_message(route)?),
+            RouteNetlinkMessage::DelRoute(route) => Event::RouteGone(Route::from_message(route)?),
+            RouteNetlinkMessage::NewNeighbour(neighbor) => {
+                Event::Neighbor(Neighbor::from_message(neighbor)?)
+            }
+            RouteNetlinkMessage::DelNeighbour(neighbor) => {
+                Event::NeighborGone(Neighbor::from_message(neighbor)?)
+            }
+            RouteNetlinkMessage::NewRule(rule) => Event::Rule(Rule::from_message(rule)?),
+            RouteNetlinkMessage::DelRule(rule) => Event::RuleGone(Rule::from_message(rule)?),
+            _ => return None,
+        })
+    }
+}
+
+/// A subscription to the changes of one network namespace. Register it with `mio` for reading.
+#[derive(Debug)]
+pub struct Monitor {
+    socket: Socket,
+    received: Vec<u8>,
+}
+
+impl Monitor {
+    /// Subscribes in the network namespace the calling thread is in. Open it before the first
+    /// dump, so that no change falls between the two.
+    pub fn open() -> Result<Monitor, NetlinkError> {
+        let subscribe = || {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            // Beyond net.core.rmem_max, which CAP_NET_ADMIN allows.
+            rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES)?;
+            socket.set_non_blocking(true)?;
+            socket.bind_auto()?;
+            for group in GROUPS {
+                socket.add_membership(group)?;
+            }
+            Ok(socket)
+        };
+        let socket = subscribe().map_err(|source| socket_error("watch the kernel", source))?;
+        Ok(Monitor {
+            socket,
+            received: Vec::with_capacity(EVENT_BYTES),
+        })
+    }
+
+    /// Appends what has happened since the last call, at most about `limit` events; the socket
+    /// stays readable if there are more. Returns whether there may be.
+    pub fn receive(&mut self, events: &mut Vec<Event>, limit: usize) -> Result<bool, NetlinkError> {
+        let end = events.len().saturating_add(limit);
+        while events.len() < end {
+            self.received.clear();
+            match self.socket.recv(&mut self.received, 0) {
+                Ok(_) => self.decode(events),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error)
+                    if error.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error()) =>
+                {
+                    events.push(Event::Overrun);
+                }
+                Err(source) => return Err(socket_error("watch the kernel", source)),
+            }
+        }
+        Ok(true)
+    }
+
+    fn decode(&self, events: &mut Vec<Event>) {
+        for part in messages(&self.received) {
+            match part {
+                Ok(part) => {
+                    let message = parse(&part, "watch the kernel");
+                    events.extend(message.and_then(Event::from_message));
+                }
+                // Half a message is as good as a lost one.
+                Err(_) => events.push(Event::Overrun),
+            }
+        }
+    }
+}
+
+impl AsFd for Monitor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for Monitor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl mio::event::Source for Monitor {
+    fn register(
+        &mut self,
+        registry: &mio::Registry,
+        token: mio::Token,
+        interests: mio::Interest,
+    ) -> io::Result<()> {
+        self.socket.register(registry, token, interests)
+    }
+
+    fn reregister(
+        &mut self,
+        registry: &mio::Registry,
+        token: mio::Token,
+        interests: mio::Interest,
+    ) -> io::Result<()> {
+        self.socket.reregister(registry, token, interests)
+    }
+
+    fn deregister(&mut self, registry: &mio::Registry) -> io::Result<()> {
+        self.socket.deregister(registry)
+    }
+}

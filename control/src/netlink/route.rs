@@ -1,0 +1,295 @@
+//! Routes, in both directions: the few we add, and the kernel's FIB as we mirror it.
+
+use super::{Netlink, NetlinkError, Put, Request, family_of};
+use ipnet::IpNet;
+pub use netlink_packet_route::route::RouteScope;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteNextHop,
+    RouteNextHopFlags, RouteProtocol, RouteType, RouteVia,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// `RT_TABLE_MAIN`
+pub(super) const TABLE_MAIN: u32 = 254;
+
+/// What a route does with a packet.
+pub type RouteKind = RouteType;
+
+/// One way a route can take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NextHop {
+    /// The router; `None` if the destination itself is on the link.
+    pub via: Option<IpAddr>,
+    /// Index of the outgoing interface.
+    pub index: u32,
+    /// Share among the ways of a multipath route, 1 to 256.
+    pub weight: u16,
+    /// The router is taken to be on the link although no address says so.
+    pub onlink: bool,
+    /// The kernel does not use it now: the interface is down or has no carrier.
+    pub dead: bool,
+}
+
+/// A route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Destinations it is for.
+    pub dst: IpNet,
+    /// Routing table.
+    pub table: u32,
+    /// Who made it (`RTPROT_*`).
+    pub protocol: u8,
+    /// How far away its destinations are.
+    pub scope: RouteScope,
+    /// What it does.
+    pub kind: RouteKind,
+    /// Of two routes with one destination the one with the smaller metric wins.
+    pub metric: u32,
+    /// The ways it can take; none for a route that forwards nothing.
+    pub next_hops: Vec<NextHop>,
+    /// Source address of the node's own packets that take it.
+    pub src: Option<IpAddr>,
+    /// Largest packet in bytes, if smaller than the device's.
+    pub mtu: Option<u32>,
+    /// A route the kernel keeps for one destination only (`RTM_F_CLONED`): not part of the FIB.
+    pub cloned: bool,
+}
+
+impl Route {
+    /// A route of ours to `dst` straight out of an interface.
+    pub fn direct(dst: IpNet, index: u32, protocol: u8) -> Route {
+        let hop = NextHop {
+            via: None,
+            index,
+            weight: 1,
+            onlink: false,
+            dead: false,
+        };
+        Route {
+            dst,
+            table: TABLE_MAIN,
+            protocol,
+            // The kernel has no scopes for IPv6 and reports "universe".
+            scope: if dst.addr().is_ipv4() {
+                RouteScope::Link
+            } else {
+                RouteScope::Universe
+            },
+            kind: RouteKind::Unicast,
+            metric: 0,
+            next_hops: vec![hop],
+            src: None,
+            mtu: None,
+            cloned: false,
+        }
+    }
+
+    /// A route of ours to `dst` by a router.
+    pub fn via(dst: IpNet, router: IpAddr, index: u32, protocol: u8) -> Route {
+        let hop = NextHop {
+            via: Some(router),
+            index,
+            weight: 1,
+            onlink: false,
+            dead: false,
+        };
+        Route {
+            scope: RouteScope::Universe,
+            next_hops: vec![hop],
+            ..Route::direct(dst, index, protocol)
+        }
+    }
+
+    pub(super) fn from_message(message: RouteMessage) -> Option<Route> {
+        let header = message.header;
+        let unspecified: IpAddr = match header.address_family {
+            AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+            AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
+            _ => return None,
+        };
+        let mut route = Route {
+            dst: IpNet::new(unspecified, header.destination_prefix_length).ok()?,
+            table: u32::from(header.table),
+            protocol: u8::from(header.protocol),
+            scope: header.scope,
+            kind: header.kind,
+            metric: 0,
+            next_hops: Vec::new(),
+            src: None,
+            mtu: None,
+            cloned: header.flags.contains(RouteFlags::Cloned),
+        };
+        let (mut via, mut index) = (None, None);
+        for attribute in message.attributes {
+            match attribute {
+                RouteAttribute::Destination(address) => {
+                    let address = ip(address)?;
+                    route.dst = IpNet::new(address, header.destination_prefix_length).ok()?;
+                }
+                RouteAttribute::Gateway(address) => via = ip(address),
+                RouteAttribute::Via(address) => via = via_ip(address),
+                RouteAttribute::Oif(oif) => index = Some(oif),
+                RouteAttribute::Table(table) => route.table = table,
+                RouteAttribute::Priority(metric) => route.metric = metric,
+                RouteAttribute::PrefSource(address) => route.src = ip(address),
+                RouteAttribute::Metrics(metrics) => route.mtu = mtu_of(&metrics),
+                RouteAttribute::MultiPath(hops) => {
+                    route.next_hops.extend(hops.into_iter().map(next_hop));
+                }
+                _ => {}
+            }
+        }
+        if let Some(index) = index
+            && route.next_hops.is_empty()
+        {
+            let dead = header
+                .flags
+                .intersects(RouteFlags::Dead | RouteFlags::Linkdown);
+            let onlink = header.flags.contains(RouteFlags::Onlink);
+            route.next_hops.push(NextHop {
+                via,
+                index,
+                weight: 1,
+                onlink,
+                dead,
+            });
+        }
+        Some(route)
+    }
+
+    fn message(&self) -> RouteMessage {
+        let Route {
+            dst,
+            table,
+            protocol,
+            scope,
+            kind,
+            metric,
+            next_hops,
+            src,
+            mtu,
+            cloned: _,
+        } = self;
+        let mut message = RouteMessage::default();
+        message.header.address_family = family_of(dst.addr());
+        message.header.destination_prefix_length = dst.prefix_len();
+        message.header.protocol = RouteProtocol::from(*protocol);
+        message.header.scope = *scope;
+        message.header.kind = *kind;
+        let attributes = &mut message.attributes;
+        attributes.push(RouteAttribute::Destination(dst.addr().into()));
+        attributes.push(RouteAttribute::Table(*table));
+        if *metric != 0 {
+            attributes.push(RouteAttribute::Priority(*metric));
+        }
+        attributes.extend(src.map(|src| RouteAttribute::PrefSource(src.into())));
+        attributes.extend(mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
+        assert!(next_hops.len() <= 1, "our own routes have one way");
+        for hop in next_hops {
+            attributes.push(RouteAttribute::Oif(hop.index));
+            attributes.extend(hop.via.map(|via| RouteAttribute::Gateway(via.into())));
+            if hop.onlink {
+                message.header.flags = RouteFlags::Onlink;
+            }
+        }
+        message
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.kind != RouteKind::Unicast {
+            write!(f, "{:?} ", self.kind)?;
+        }
+        write!(f, "{}", self.dst)?;
+        for via in self.next_hops.iter().filter_map(|hop| hop.via) {
+            write!(f, " via {via}")?;
+        }
+        if self.table != TABLE_MAIN {
+            write!(f, " table {}", self.table)?;
+        }
+        Ok(())
+    }
+}
+
+fn next_hop(hop: RouteNextHop) -> NextHop {
+    let via = hop
+        .attributes
+        .into_iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(address) => ip(address),
+            RouteAttribute::Via(address) => via_ip(address),
+            _ => None,
+        });
+    NextHop {
+        via,
+        index: hop.interface_index,
+        // The kernel counts hops from 0 (linux/rtnetlink.h, struct rtnexthop).
+        weight: u16::from(hop.hops) + 1,
+        onlink: hop.flags.contains(RouteNextHopFlags::Onlink),
+        dead: hop
+            .flags
+            .intersects(RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown),
+    }
+}
+
+fn mtu_of(metrics: &[RouteMetric]) -> Option<u32> {
+    metrics.iter().find_map(|metric| match metric {
+        RouteMetric::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    })
+}
+
+fn ip(address: RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some(ip.into()),
+        RouteAddress::Inet6(ip) => Some(ip.into()),
+        _ => None,
+    }
+}
+
+fn via_ip(address: RouteVia) -> Option<IpAddr> {
+    match address {
+        RouteVia::Inet(ip) => Some(ip.into()),
+        RouteVia::Inet6(ip) => Some(ip.into()),
+        _ => None,
+    }
+}
+
+impl Request {
+    /// Writes a route over one with the same destination, table and metric, or adds it. `device`
+    /// is for the words of the error.
+    pub fn put_route(route: &Route, device: &str) -> Request {
+        let what = format!("add route {route} dev {device}");
+        let flags = Put::Replace.flags();
+        Request::new(RouteNetlinkMessage::NewRoute(route.message()), flags, what)
+    }
+
+    /// Deletes a route.
+    pub fn delete_route(route: &Route) -> Request {
+        let what = format!("delete route {route}");
+        Request::new(RouteNetlinkMessage::DelRoute(route.message()), 0, what)
+    }
+}
+
+impl Netlink {
+    /// All IPv4 and IPv6 routes of one table, or of all tables.
+    pub fn routes(&mut self, table: Option<u32>) -> Result<Vec<Route>, NetlinkError> {
+        let mut routes = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            message.attributes.extend(table.map(RouteAttribute::Table));
+            let list = self.dump(RouteNetlinkMessage::GetRoute(message), "list routes")?;
+            routes.extend(list.into_iter().filter_map(|message| match message {
+                RouteNetlinkMessage::NewRoute(message) => Route::from_message(message),
+                _ => None,
+            }));
+        }
+        // A kernel that does not filter (before 4.20) sends every table.
+        routes.retain(|route| !route.cloned && table.is_none_or(|table| route.table == table));
+        Ok(routes)
+    }
+}

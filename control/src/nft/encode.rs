@@ -1,0 +1,367 @@
+//! Bytes of nf_tables netlink messages: attributes, messages, batches; and how to take received
+//! bytes apart again.
+//!
+//! netlink headers are in host byte order, nf_tables integers in network byte order
+//! (include/uapi/linux/netlink.h, include/uapi/linux/netfilter/nf_tables.h).
+
+/// Bytes of `struct nlmsghdr` and of `struct nfgenmsg`, the two headers of every message.
+const NETLINK_HEADER_LEN: usize = 16;
+const NETFILTER_HEADER_LEN: usize = 4;
+/// Bytes of `struct nlattr`.
+const ATTRIBUTE_HEADER_LEN: usize = 4;
+/// `NLA_F_NESTED`: the payload of the attribute is attributes.
+const NESTED: u16 = 1 << 15;
+/// The bits of an attribute type that are not flags (`NLA_TYPE_MASK`).
+const ATTRIBUTE_TYPE_MASK: u16 = 0x3fff;
+
+/// `NLM_F_REQUEST`, `NLM_F_ACK`, `NLM_F_CREATE`, `NLM_F_APPEND`.
+const REQUEST: u16 = 0x001;
+const ACK: u16 = 0x004;
+const CREATE: u16 = 0x400;
+const APPEND: u16 = 0x800;
+
+/// `NFNL_SUBSYS_NFTABLES`, the upper byte of every nf_tables message type.
+pub(super) const SUBSYSTEM: u8 = 10;
+/// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`.
+const BATCH_BEGIN: u16 = 16;
+const BATCH_END: u16 = 17;
+/// `NFPROTO_INET`: IPv4 and IPv6 in one table.
+pub(super) const FAMILY_INET: u8 = 1;
+const FAMILY_UNSPECIFIED: u8 = 0;
+
+/// Attribute that names the table, the same number in messages about tables, chains, rules, sets
+/// and elements (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, …).
+pub(super) const TABLE_NAME: u16 = 1;
+
+/// Message types (`enum nf_tables_msg_types`).
+pub(super) mod message {
+    pub(crate) const NEWTABLE: u8 = 0;
+    pub(crate) const GETTABLE: u8 = 1;
+    pub(crate) const DELTABLE: u8 = 2;
+    pub(crate) const NEWCHAIN: u8 = 3;
+    pub(crate) const NEWRULE: u8 = 6;
+    pub(crate) const NEWSET: u8 = 9;
+    pub(crate) const NEWSETELEM: u8 = 12;
+}
+
+/// Attributes that are being written, one after another, each padded to four bytes.
+#[derive(Debug, Default)]
+pub(super) struct Attributes {
+    bytes: Vec<u8>,
+    /// Where each expression of a rule begins, to find the one an error points at.
+    expressions: Vec<(usize, &'static str)>,
+}
+
+impl Attributes {
+    /// Writes a number of four bytes.
+    pub(super) fn number(&mut self, kind: u16, value: u32) {
+        self.raw(kind, &value.to_be_bytes());
+    }
+
+    /// Writes a string with the zero byte that ends it.
+    pub(super) fn text(&mut self, kind: u16, value: &str) {
+        let start = self.open(kind);
+        self.bytes.extend_from_slice(value.as_bytes());
+        self.bytes.push(0);
+        self.close(start);
+    }
+
+    /// Writes bytes as they are.
+    pub(super) fn raw(&mut self, kind: u16, value: &[u8]) {
+        let start = self.open(kind);
+        self.bytes.extend_from_slice(value);
+        self.close(start);
+    }
+
+    /// Writes an attribute whose payload is what `inner` writes.
+    pub(super) fn nested(&mut self, kind: u16, inner: impl FnOnce(&mut Attributes)) {
+        let start = self.open(kind | NESTED);
+        inner(self);
+        self.close(start);
+    }
+
+    /// Remembers that the expression `name` begins with the next attribute.
+    pub(super) fn mark_expression(&mut self, name: &'static str) {
+        self.expressions.push((self.bytes.len(), name));
+    }
+
+    fn open(&mut self, kind: u16) -> usize {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; 2]);
+        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        start
+    }
+
+    /// The length of an attribute excludes the padding that follows it.
+    fn close(&mut self, start: usize) {
+        let len = u16::try_from(self.bytes.len() - start)
+            .expect("lists are cut into messages before an attribute reaches 64 KiB");
+        self.bytes[start..start + 2].copy_from_slice(&len.to_ne_bytes());
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+}
+
+/// One message of a batch, as errors speak of it.
+#[derive(Debug)]
+pub(super) struct Step {
+    start: usize,
+    /// The message type, or `None` for the frame of the batch.
+    pub(super) kind: Option<u8>,
+    /// What the message makes, as in "the kernel refused …".
+    pub(super) object: String,
+    expressions: Vec<(usize, &'static str)>,
+}
+
+impl Step {
+    /// Name of the expression that begins `offset` bytes into the message.
+    pub(super) fn expression_at(&self, offset: u32) -> Option<&'static str> {
+        let found = self
+            .expressions
+            .iter()
+            .find(|(start, _)| u32::try_from(*start) == Ok(offset));
+        found.map(|(_, name)| *name)
+    }
+}
+
+/// Messages that the kernel applies together or not at all. The sequence number of a message is
+/// its index in `steps`.
+#[derive(Debug)]
+pub(super) struct Batch {
+    bytes: Vec<u8>,
+    steps: Vec<Step>,
+}
+
+impl Batch {
+    /// A batch with its opening message.
+    pub(super) fn begin() -> Batch {
+        let mut batch = Batch {
+            bytes: Vec::new(),
+            steps: Vec::new(),
+        };
+        batch.frame(BATCH_BEGIN);
+        batch
+    }
+
+    /// A question outside any batch.
+    pub(super) fn single(kind: u8, object: &str, content: impl FnOnce(&mut Attributes)) -> Batch {
+        let mut batch = Batch {
+            bytes: Vec::new(),
+            steps: Vec::new(),
+        };
+        batch.push(kind, object.to_owned(), 0, content);
+        batch
+    }
+
+    /// Adds a message that makes (or, by its type, removes) an object.
+    pub(super) fn add(&mut self, kind: u8, object: String, content: impl FnOnce(&mut Attributes)) {
+        // A rule without NLM_F_APPEND would come before those written earlier.
+        self.push(kind, object, CREATE | APPEND, content);
+    }
+
+    /// Closes the batch. The last message asks for an acknowledgement: the frame itself is
+    /// acknowledged only since Linux 6.10.
+    pub(super) fn finish(mut self) -> Batch {
+        let last = self.steps.last().expect("a batch has its opening message");
+        let flags = last.start + 6;
+        let with_ack = u16::from_ne_bytes([self.bytes[flags], self.bytes[flags + 1]]) | ACK;
+        self.bytes[flags..flags + 2].copy_from_slice(&with_ack.to_ne_bytes());
+        self.frame(BATCH_END);
+        self
+    }
+
+    /// The messages as they are sent.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The message with this sequence number.
+    pub(super) fn step(&self, sequence: u32) -> Option<&Step> {
+        self.steps.get(usize::try_from(sequence).ok()?)
+    }
+
+    /// Whether this is the number of the last message before the closing one.
+    pub(super) fn is_last(&self, sequence: u32) -> bool {
+        usize::try_from(sequence).is_ok_and(|index| index + 2 == self.steps.len())
+    }
+
+    fn frame(&mut self, kind: u16) {
+        // nfnetlink takes the subsystem of a batch from res_id, in network byte order.
+        let header = [FAMILY_UNSPECIFIED, 0, 0, SUBSYSTEM];
+        self.message(kind, None, "a change".to_owned(), 0, header, |_| ());
+    }
+
+    fn push(
+        &mut self,
+        kind: u8,
+        object: String,
+        flags: u16,
+        content: impl FnOnce(&mut Attributes),
+    ) {
+        let header = [FAMILY_INET, 0, 0, 0];
+        let full = u16::from_be_bytes([SUBSYSTEM, kind]);
+        self.message(full, Some(kind), object, flags, header, content);
+    }
+
+    fn message(
+        &mut self,
+        full_kind: u16,
+        kind: Option<u8>,
+        object: String,
+        flags: u16,
+        header: [u8; NETFILTER_HEADER_LEN],
+        content: impl FnOnce(&mut Attributes),
+    ) {
+        let mut attributes = Attributes::default();
+        content(&mut attributes);
+        let headers = NETLINK_HEADER_LEN + NETFILTER_HEADER_LEN;
+        let len = u32::try_from(headers + attributes.bytes.len())
+            .expect("a message holds one bounded list");
+        let sequence = u32::try_from(self.steps.len()).expect("a batch has few messages");
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&len.to_ne_bytes());
+        self.bytes.extend_from_slice(&full_kind.to_ne_bytes());
+        self.bytes
+            .extend_from_slice(&(flags | REQUEST).to_ne_bytes());
+        self.bytes.extend_from_slice(&sequence.to_ne_bytes());
+        self.bytes.extend_from_slice(&0u32.to_ne_bytes()); // port id: the kernel fills in ours
+        self.bytes.extend_from_slice(&header);
+        self.bytes.extend_from_slice(&attributes.bytes);
+        let expressions = attributes
+            .expressions
+            .into_iter()
+            .map(|(at, name)| (at + headers, name))
+            .collect();
+        self.steps.push(Step {
+            start,
+            kind,
+            object,
+            expressions,
+        });
+    }
+}
+
+/// A received message: header fields and what follows the header.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Received<'a> {
+    pub(super) kind: u16,
+    pub(super) flags: u16,
+    pub(super) sequence: u32,
+    pub(super) port_id: u32,
+    pub(super) payload: &'a [u8],
+}
+
+impl<'a> Received<'a> {
+    /// Message type, family and attributes, if this is a message of nf_tables.
+    pub(super) fn nf_tables(&self) -> Option<(u8, u8, &'a [u8])> {
+        let [subsystem, kind] = self.kind.to_be_bytes();
+        let (header, attributes) = self.payload.split_at_checked(NETFILTER_HEADER_LEN)?;
+        (subsystem == SUBSYSTEM).then_some((kind, *header.first()?, attributes))
+    }
+}
+
+/// The messages of a datagram; ends early where the bytes make no sense.
+pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
+    std::iter::from_fn(move || {
+        let len = usize::try_from(u32_at(bytes, 0)?).ok()?;
+        let payload = bytes.get(NETLINK_HEADER_LEN..len)?;
+        let received = Received {
+            kind: u16_at(bytes, 4)?,
+            flags: u16_at(bytes, 6)?,
+            sequence: u32_at(bytes, 8)?,
+            port_id: u32_at(bytes, 12)?,
+            payload,
+        };
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some(received)
+    })
+}
+
+/// The attributes in `bytes` as type and payload; ends early where the bytes make no sense.
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let len = usize::from(u16_at(bytes, 0)?);
+        let kind = u16_at(bytes, 2)? & ATTRIBUTE_TYPE_MASK;
+        let payload = bytes.get(ATTRIBUTE_HEADER_LEN..len)?;
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, payload))
+    })
+}
+
+/// Two bytes in host order.
+fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
+}
+
+/// Four bytes in host order.
+pub(super) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_message_reads_back_as_it_was_written() {
+        let mut batch = Batch::begin();
+        batch.add(message::NEWTABLE, "a table".into(), |attributes| {
+            attributes.text(TABLE_NAME, "abc");
+            attributes.nested(4, |inner| inner.number(2, 100));
+        });
+        let batch = batch.finish();
+        let received: Vec<_> = messages(batch.bytes()).collect();
+        assert_eq!(received.len(), 3);
+        assert_eq!(
+            (received[0].kind, received[2].kind),
+            (BATCH_BEGIN, BATCH_END)
+        );
+        assert_eq!(received[0].payload, [0, 0, 0, 10]);
+        assert_eq!((received[1].kind, received[1].sequence), (10 << 8, 1));
+        assert_eq!(received[1].flags, REQUEST | ACK | CREATE | APPEND);
+        let (kind, family, rest) = received[1].nf_tables().unwrap();
+        assert_eq!((kind, family), (message::NEWTABLE, FAMILY_INET));
+        let read: Vec<_> = attributes(rest).collect();
+        assert_eq!(read[0], (TABLE_NAME, &b"abc\0"[..]));
+        assert_eq!(
+            attributes(read[1].1).collect::<Vec<_>>(),
+            [(2, &[0, 0, 0, 100][..])]
+        );
+        assert!(batch.is_last(1) && !batch.is_last(2) && !batch.is_last(0));
+    }
+
+    #[test]
+    fn a_text_is_padded_but_its_length_is_not() {
+        let mut attributes = Attributes::default();
+        attributes.text(2, "pods4");
+        assert_eq!(
+            attributes.bytes,
+            [&[10, 0, 2, 0][..], b"pods4\0\0\0"].concat()
+        );
+    }
+
+    #[test]
+    fn an_expression_is_found_by_its_offset_in_the_message() {
+        let mut batch = Batch::begin();
+        batch.add(message::NEWRULE, "a rule".into(), |attributes| {
+            attributes.number(1, 0);
+            attributes.mark_expression("masq");
+            attributes.number(1, 0);
+        });
+        let step = batch.step(1).unwrap();
+        assert_eq!(step.expression_at(28), Some("masq"));
+        assert_eq!(step.expression_at(20), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_received_bytes_panic_or_loop(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            for received in messages(&bytes) {
+                let _ = received.nf_tables();
+                prop_assert!(attributes(received.payload).count() <= bytes.len() / 4);
+            }
+            prop_assert!(messages(&bytes).count() <= bytes.len() / NETLINK_HEADER_LEN);
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! The netlink socket through which the table is written, and what the kernel's answers mean.
+//!
+//! The kernel works on a batch inside `sendto`, so every answer is in the receive queue when the
+//! call returns. Hence the socket never blocks: an answer that is not there will not come.
+
+use std::io;
+
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_send_buffer_size_force;
+
+use super::NftError;
+use super::encode::{Batch, Received, Step, attributes, message, messages, u32_at};
+
+/// Largest batch: one message to netlink must fit the send buffer. A prefix takes up to 80 bytes
+/// and may be both in `pods` and `direct`, so this is room for 25,000.
+const SEND_BUFFER_BYTES: usize = 4 << 20;
+/// Room for the largest datagram of acknowledgements; each is a few dozen bytes.
+pub(super) const RECEIVE_BUFFER_BYTES: usize = 64 << 10;
+
+/// `NLMSG_ERROR`: an acknowledgement or an error.
+const KIND_ERROR: u16 = 2;
+/// `NLM_F_ACK_TLVS`: attributes that explain follow the error.
+const FLAG_EXPLAINED: u16 = 0x200;
+/// Bytes of `struct nlmsgerr`: the error and the header of the message it is about.
+const ERROR_LEN: usize = 20;
+/// `NLMSGERR_ATTR_MSG`, `NLMSGERR_ATTR_OFFS`.
+const EXPLANATION_TEXT: u16 = 1;
+const EXPLANATION_OFFSET: u16 = 2;
+
+/// An open socket, known to the kernel by its port id.
+pub(super) struct Exchange {
+    socket: Socket,
+    port_id: u32,
+    received: Vec<u8>,
+}
+
+/// What the kernel said about one message.
+#[derive(Debug, PartialEq, Eq)]
+struct Answer {
+    sequence: u32,
+    /// 0: the message was carried out.
+    errno: i32,
+    /// Where in the message the kernel found fault, in bytes from the start of its header.
+    offset: Option<u32>,
+    text: String,
+}
+
+impl Exchange {
+    /// Opens the socket in the network namespace of the calling thread.
+    pub(super) fn open() -> Result<Exchange, NftError> {
+        let (socket, port_id) = open().map_err(socket_error)?;
+        Ok(Exchange {
+            socket,
+            port_id,
+            received: Vec::with_capacity(RECEIVE_BUFFER_BYTES),
+        })
+    }
+
+    /// The id under which the kernel announces what this socket changed.
+    pub(super) fn port_id(&self) -> u32 {
+        self.port_id
+    }
+
+    /// Has the kernel carry out a finished batch.
+    pub(super) fn apply(&mut self, batch: &Batch) -> Result<(), NftError> {
+        let mut confirmed = false;
+        let mut refusal: Option<Answer> = None;
+        self.send(batch)?;
+        self.receive(|message| {
+            let Some(answer) = answer(message) else {
+                return;
+            };
+            if answer.errno == 0 {
+                confirmed |= batch.is_last(answer.sequence);
+            } else if refusal
+                .as_ref()
+                .is_none_or(|first| answer.sequence < first.sequence)
+            {
+                // Later refusals are consequences: rules of a chain that could not be made.
+                refusal = Some(answer);
+            }
+        })?;
+        match refusal {
+            Some(answer) => Err(refused(batch, answer)),
+            None if confirmed => Ok(()),
+            None => Err(NftError::Unconfirmed),
+        }
+    }
+
+    /// Asks a single question whose answer is the object or `ENOENT`.
+    pub(super) fn exists(&mut self, question: &Batch) -> Result<bool, NftError> {
+        let mut found = None;
+        self.send(question)?;
+        self.receive(|message| {
+            found = Some(match answer(message) {
+                None => Ok(true),
+                Some(answer) if answer.errno == Errno::NOENT.raw_os_error() => Ok(false),
+                Some(answer) => Err(answer),
+            });
+        })?;
+        match found {
+            Some(Ok(found)) => Ok(found),
+            Some(Err(answer)) => Err(refused(question, answer)),
+            None => Err(NftError::Unconfirmed),
+        }
+    }
+
+    fn send(&mut self, batch: &Batch) -> Result<(), NftError> {
+        let kernel = SocketAddr::new(0, 0);
+        let sent = self.socket.send_to(batch.bytes(), &kernel, 0);
+        sent.map(|_| ())
+            .map_err(|source| NftError::Exchange { source })
+    }
+
+    fn receive(&mut self, mut each: impl FnMut(&Received<'_>)) -> Result<(), NftError> {
+        loop {
+            self.received.clear();
+            match self.socket.recv(&mut self.received, 0) {
+                Ok(_) => messages(&self.received).for_each(|message| each(&message)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(NftError::Exchange { source }),
+            }
+        }
+    }
+}
+
+fn open() -> io::Result<(Socket, u32)> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    let port_id = socket.bind_auto()?.port_number();
+    socket.set_non_blocking(true)?;
+    socket.set_ext_ack(true)?;
+    // Answers then repeat only the header of the message they are about, not its content.
+    socket.set_cap_ack(true)?;
+    set_socket_send_buffer_size_force(&socket, SEND_BUFFER_BYTES)?;
+    Ok((socket, port_id))
+}
+
+/// What it means that a netfilter socket cannot be opened.
+pub(super) fn socket_error(source: io::Error) -> NftError {
+    if source.raw_os_error() == Some(Errno::PROTONOSUPPORT.raw_os_error()) {
+        let object = "the netlink socket".to_owned();
+        return NftError::ModuleMissing {
+            object,
+            module: "nfnetlink",
+            source,
+        };
+    }
+    NftError::Socket { source }
+}
+
+/// Reads an acknowledgement or error; `None` for any other message.
+fn answer(message: &Received<'_>) -> Option<Answer> {
+    if message.kind != KIND_ERROR {
+        return None;
+    }
+    let (head, explanation) = message.payload.split_at_checked(ERROR_LEN)?;
+    let errno = u32_at(head, 0)?.cast_signed().checked_neg()?;
+    let mut answer = Answer {
+        sequence: message.sequence,
+        errno,
+        offset: None,
+        text: String::new(),
+    };
+    if message.flags & FLAG_EXPLAINED != 0 {
+        for (kind, value) in attributes(explanation) {
+            match kind {
+                EXPLANATION_OFFSET => answer.offset = u32_at(value, 0),
+                EXPLANATION_TEXT => {
+                    let text = String::from_utf8_lossy(value);
+                    answer.text = format!(": {}", text.trim_end_matches('\0'));
+                }
+                _ => {}
+            }
+        }
+    }
+    Some(answer)
+}
+
+/// The error for a message that was refused.
+fn refused(batch: &Batch, answer: Answer) -> NftError {
+    let source = io::Error::from_raw_os_error(answer.errno);
+    let step = batch.step(answer.sequence);
+    let object = step
+        .map_or("a message", |step| step.object.as_str())
+        .to_owned();
+    let module = step.and_then(|step| missing_module(step, answer.errno, answer.offset));
+    if let Some(module) = module {
+        return NftError::ModuleMissing {
+            object,
+            module,
+            source,
+        };
+    }
+    let mend = match Errno::from_raw_os_error(answer.errno) {
+        Errno::PERM => "run viaductd as root, and see that no other process owns the table",
+        _ => "see `nft list table inet viaduct` and the kernel's log",
+    };
+    NftError::Refused {
+        object,
+        source,
+        detail: answer.text,
+        mend,
+    }
+}
+
+/// The module whose absence the answer to a message means, if it means one. The kernel has asked
+/// modprobe for it by then.
+fn missing_module(step: &Step, errno: i32, offset: Option<u32>) -> Option<&'static str> {
+    let absent = [Errno::NOENT, Errno::OPNOTSUPP, Errno::AFNOSUPPORT];
+    if !absent.contains(&Errno::from_raw_os_error(errno)) {
+        return None;
+    }
+    match step.kind {
+        // The frame is refused if the nf_tables subsystem is absent, the table if it was built
+        // without CONFIG_NF_TABLES_INET.
+        None | Some(message::NEWTABLE | message::NEWSET) => Some("nf_tables"),
+        Some(message::NEWCHAIN) => Some("nft_chain_nat"),
+        Some(message::NEWRULE) => Some(match step.expression_at(offset?)? {
+            "masq" => "nft_masq",
+            "ct" | "notrack" => "nft_ct",
+            _ => "nf_tables",
+        }),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A batch of one rule whose second expression, 28 bytes into the message, is `name`.
+    fn batch_with(name: &'static str) -> Batch {
+        let mut batch = Batch::begin();
+        batch.add(
+            message::NEWRULE,
+            "a rule of chain postrouting".into(),
+            |attributes| {
+                attributes.mark_expression("meta");
+                attributes.number(1, 0);
+                attributes.mark_expression(name);
+                attributes.number(1, 0);
+            },
+        );
+        batch.finish()
+    }
+
+    fn refusal(errno: Errno, sequence: u32, offset: Option<u32>) -> Answer {
+        Answer {
+            sequence,
+            errno: errno.raw_os_error(),
+            offset,
+            text: String::new(),
+        }
+    }
+
+    #[test]
+    fn an_unknown_expression_names_the_module_that_has_it() {
+        for (name, module) in [("masq", "nft_masq"), ("ct", "nft_ct"), ("cmp", "nf_tables")] {
+            let error = refused(&batch_with(name), refusal(Errno::NOENT, 1, Some(28)));
+            assert!(
+                error.to_string().contains(&format!("modprobe {module}")),
+                "{error}"
+            );
+            assert!(
+                error.to_string().contains("a rule of chain postrouting"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_refusal_that_no_module_explains_names_none() {
+        for answer in [
+            refusal(Errno::NOENT, 1, None),
+            refusal(Errno::NOENT, 1, Some(20 + 3)),
+            refusal(Errno::INVAL, 1, Some(28)),
+            refusal(Errno::NOENT, 77, Some(28)),
+        ] {
+            let error = refused(&batch_with("masq"), answer);
+            assert!(matches!(error, NftError::Refused { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_refused_frame_means_that_nf_tables_is_missing() {
+        let error = refused(&batch_with("masq"), refusal(Errno::OPNOTSUPP, 0, None));
+        assert!(error.to_string().contains("modprobe nf_tables"), "{error}");
+    }
+
+    #[test]
+    fn missing_rights_are_named() {
+        let error = refused(&batch_with("masq"), refusal(Errno::PERM, 0, None));
+        assert!(
+            error.to_string().contains("run viaductd as root"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_short_or_absurd_answer_is_no_answer() {
+        let message = |payload| Received {
+            kind: KIND_ERROR,
+            flags: FLAG_EXPLAINED,
+            sequence: 1,
+            port_id: 0,
+            payload,
+        };
+        assert_eq!(answer(&message(&[0; 19])), None);
+        let mut lowest = [0; 20];
+        lowest[..4].copy_from_slice(&i32::MIN.to_ne_bytes());
+        assert_eq!(answer(&message(&lowest)), None);
+        assert!(answer(&message(&[0; 20])).is_some());
+    }
+}

@@ -1,0 +1,166 @@
+//! The kernel's nf_tables table `inet viaduct`: masquerade for what pods send through the node
+//! port, and what keeps the kernel's NAT whole while the daemon is dead.
+//!
+//! The table is written by netlink: executing `nft` would cost 2 to 3 ms each time and a package
+//! on the node. Every write is one nfnetlink batch, which the kernel applies whole or not at all
+//! (include/uapi/linux/netfilter/nfnetlink.h, NFNL_MSG_BATCH_BEGIN), and it names no table but
+//! ours: rules of kube-proxy, of a firewall or of an operator are never read or changed.
+//!
+//! What the table holds, and why, stands in `ruleset.rs`; `encode.rs` and `expressions.rs` make the
+//! bytes of the messages; `exchange.rs` sends them and reads the answers.
+
+mod encode;
+mod exchange;
+mod expressions;
+mod intervals;
+mod monitor;
+mod ruleset;
+
+use std::io;
+
+use ipnet::IpNet;
+
+use encode::{Batch, message};
+use exchange::Exchange;
+pub use monitor::NftMonitor;
+
+/// Name of the only table that Viaduct writes (family `inet`, so it covers IPv4 and IPv6).
+pub const TABLE: &str = "viaduct";
+
+/// Longest interface name in bytes, without the terminating zero
+/// (include/uapi/linux/if.h, `IFNAMSIZ` = 16).
+const IFNAME_LEN_MAX: usize = 15;
+
+/// What the table has to say: a pure function of this is written by [`NftTable::ensure`].
+///
+/// Prefixes may overlap, touch or repeat, and host bits are ignored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NftConfig<'a> {
+    /// Prefixes of the pods of this node. Only packets from these are ever masqueraded.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Destinations which pods reach with their own address.
+    pub direct: Vec<IpNet>,
+    /// Parts of `direct` that are left to the kernel, and so are masqueraded like the internet.
+    pub kernel: Vec<IpNet>,
+    /// Masquerade what pods send to destinations outside `direct`. Connections of pods that the
+    /// kernel DNATed are masqueraded in either case: without it their replies bypass the kernel.
+    pub masquerade: bool,
+    /// Kernel end of the node port (`viaduct0`): the device that leads to the local pods.
+    pub node_port: &'a str,
+    /// Worker's end of the node port (`viaduct1`): packets enter the kernel here only while no
+    /// worker is alive, and then for the second time.
+    pub worker_end: &'a str,
+}
+
+/// Why the table could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NftError {
+    /// The netlink socket could not be opened, bound or prepared.
+    #[error("cannot open a netfilter netlink socket ({source}); run viaductd as root")]
+    Socket {
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// A message could not be sent to the kernel, or its answer could not be received.
+    #[error("cannot exchange netlink messages about table inet viaduct ({source}); try again")]
+    Exchange {
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// The kernel lacks a part of nf_tables.
+    #[error(
+        "the kernel cannot make {object} of table inet viaduct ({source}); \
+         load the module {module} (modprobe {module}) or a kernel that has it"
+    )]
+    ModuleMissing {
+        /// The object that could not be made.
+        object: String,
+        /// The module that implements it.
+        module: &'static str,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// The kernel refused an object for another reason.
+    #[error("the kernel refused {object} of table inet viaduct ({source}{detail}); {mend}")]
+    Refused {
+        /// The object that was refused.
+        object: String,
+        /// What the kernel answered.
+        source: io::Error,
+        /// The kernel's own sentence, preceded by `: `, or empty.
+        detail: String,
+        /// What the operator can do.
+        mend: &'static str,
+    },
+    /// The kernel took a batch and neither confirmed nor refused it.
+    #[error("the kernel did not confirm table inet viaduct; try again")]
+    Unconfirmed,
+    /// A name that no interface can have.
+    #[error("{name:?} is no interface name; give one of 1 to 15 bytes without a zero byte")]
+    InterfaceName {
+        /// The name that was given.
+        name: String,
+    },
+}
+
+/// Our table in the network namespace in which this was opened.
+pub struct NftTable {
+    exchange: Exchange,
+}
+
+impl NftTable {
+    /// Opens the socket through which the table is written. Nothing is written yet.
+    ///
+    /// # Errors
+    /// [`NftError::Socket`] without `CAP_NET_ADMIN`, [`NftError::ModuleMissing`] without nfnetlink.
+    pub fn open() -> Result<NftTable, NftError> {
+        Ok(NftTable {
+            exchange: Exchange::open()?,
+        })
+    }
+
+    /// Replaces whatever is in our table by what `config` asks for, in one atomic batch: no packet
+    /// meets half of the rules. Connections that exist keep the translation they have.
+    ///
+    /// # Errors
+    /// Every variant of [`NftError`] but `Socket`; the table is then as it was before.
+    pub fn ensure(&mut self, config: &NftConfig<'_>) -> Result<(), NftError> {
+        for name in [config.node_port, config.worker_end] {
+            if name.is_empty() || name.len() > IFNAME_LEN_MAX || name.contains('\0') {
+                return Err(NftError::InterfaceName {
+                    name: name.to_owned(),
+                });
+            }
+        }
+        self.exchange.apply(&ruleset::replacement(config))
+    }
+
+    /// Removes the table. It is no error if there is none.
+    ///
+    /// # Errors
+    /// As [`NftTable::ensure`].
+    pub fn remove(&mut self) -> Result<(), NftError> {
+        self.exchange.apply(&ruleset::removal())
+    }
+
+    /// Whether the table exists. That nobody changed its rules is [`NftMonitor`]'s to say.
+    ///
+    /// # Errors
+    /// [`NftError::Exchange`], [`NftError::Refused`] or [`NftError::Unconfirmed`].
+    pub fn present(&mut self) -> Result<bool, NftError> {
+        let question = Batch::single(message::GETTABLE, "the presence", |attributes| {
+            attributes.text(encode::TABLE_NAME, TABLE);
+        });
+        self.exchange.exists(&question)
+    }
+
+    /// Opens a monitor that tells when a process other than the holder of this `NftTable` changes
+    /// our table.
+    ///
+    /// # Errors
+    /// [`NftError::Socket`].
+    pub fn monitor(&self) -> Result<NftMonitor, NftError> {
+        NftMonitor::open(self.exchange.port_id())
+    }
+}

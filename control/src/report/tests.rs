@@ -1,0 +1,268 @@
+//! The keys that scripts rely on, and rows from real counters.
+
+use serde_json::json;
+
+use super::*;
+use crate::metrics::{Operation, Outcome};
+
+fn direction(packets: u64, bytes: u64, drops: &[(&str, u64)]) -> DirectionRow {
+    DirectionRow {
+        packets,
+        bytes,
+        wire_packets: packets * 40,
+        wire_bytes: bytes + packets * 39 * 66,
+        drops: drops.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect(),
+    }
+}
+
+fn worker(id: u16, received: u64, dropped: u64) -> WorkerRow {
+    WorkerRow {
+        id,
+        core: usize::from(id) + 2,
+        busy_ratio: 0.4375,
+        ports: 2,
+        generation: 42,
+        hugepages: id == 0,
+        frames: FramesRow { free: 32_000, rx: 500, tx: 260, crossing: 8, total: 32_768 },
+        packets: PacketsRow {
+            received,
+            generated: 5,
+            sent: received - dropped - 10,
+            dropped,
+            crossed_in: 15,
+            crossed_out: 30,
+        },
+    }
+}
+
+/// A node with three pods, one of them on fallback.
+pub(crate) fn sample() -> Report {
+    let pod = |name: &str, addresses: &[&str], worker, from_pod, to_pod| PodRow {
+        network: "viaduct".to_owned(),
+        container_id: "0123456789abcdef0123456789abcdef".to_owned(),
+        ifname: "eth0".to_owned(),
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+        ips: addresses.iter().map(|address| address.parse().expect("an address")).collect(),
+        mac: "0a:58:0a:f4:01:05".to_owned(),
+        host_ifname: format!("vd{name}"),
+        worker,
+        state: PodState::Userspace,
+        fallback: FallbackAction::Pass,
+        from_pod,
+        to_pod,
+    };
+    let port = |port, kind, device: &str, worker, row: &PodRow| PortRow {
+        port,
+        device: device.to_owned(),
+        ifindex: 100 + u32::from(port),
+        kind,
+        worker,
+        slot: u32::from(port),
+        mtu: 1500,
+        mac: "0a:58:0a:f4:01:05".to_owned(),
+        from_pod: row.from_pod.clone(),
+        to_pod: row.to_pod.clone(),
+    };
+    let both = ["10.244.1.5", "fd00:10:244:1::5"];
+    let busy = direction(1_234_567, 71_604_886_000, &[("no_pod", 17), ("ttl_expired", 2)]);
+    let cart = pod("cart-7d9f", &both, 0, busy, direction(999, 65_934, &[]));
+    let pay = pod("payment-5c6b7", &both[..1], 1, direction(0, 0, &[]), direction(7, 700, &[]));
+    let mut bare = pod("", &both[1..], 1, DirectionRow::default(), DirectionRow::default());
+    bare.state = PodState::Fallback;
+    bare.fallback = FallbackAction::Drop;
+    bare.container_id = "fedcba9876543210fedcba9876543210".to_owned();
+    let mut node = pay.clone();
+    node.to_pod = direction(40, 4000, &[("not_ours", 3)]);
+    let ports = vec![
+        port(0, PortKind::Node, "viaduct1", 0, &node),
+        port(1, PortKind::Pod, "vdcart-7d9f", 0, &cart),
+        port(2, PortKind::Pod, "vdpayment-5c6b7", 1, &pay),
+    ];
+    let mut operations = OpTimes::default();
+    operations.record(Operation::Add, Duration::from_micros(7300), Outcome::Success);
+    let status = Status {
+        version: "0.1.0".to_owned(),
+        ready: true,
+        problems: vec!["pod fedcba987654 is on fallback: its socket is not bound yet".to_owned()],
+        uptime_s: 273_845,
+        port_mode: PortMode::Full,
+        features: Features {
+            frags: true,
+            sg: true,
+            tx_checksum: true,
+            tx_budget: false,
+            csum_hint: true,
+        },
+        node_addresses: vec!["192.0.2.1".parse().expect("an address")],
+        pod_cidrs: vec!["10.244.1.0/24".parse().expect("a prefix")],
+        generation: 42,
+        pods: 3,
+        fallback_pods: 1,
+        routes: 5,
+        workers: vec![worker(0, 1_234_567_890, 17), worker(1, 999, 0)],
+    };
+    Report { status, pods: vec![cart, pay, bare], ports, operations }
+}
+
+/// Routes as a node may have them.
+pub(crate) fn sample_routes() -> Vec<RouteRow> {
+    let route = |dst: &str, via: Option<&str>, dev: &str, port, source: &str| RouteRow {
+        dst: dst.parse().expect("a prefix"),
+        via: via.map(|address| address.parse().expect("an address")),
+        dev: dev.to_owned(),
+        port,
+        source: source.to_owned(),
+    };
+    vec![
+        route("10.244.1.5/32", None, "vdcart-7d9f", Some(1), "pod"),
+        route("10.244.1.0/24", None, "", None, "no_pod"),
+        route("0.0.0.0/0", Some("169.254.1.1"), "viaduct1", Some(0), "node"),
+        route("fd00:10:244:1::5/128", None, "vdcart-7d9f", Some(1), "pod"),
+    ]
+}
+
+fn keys(value: &serde_json::Value) -> Vec<&str> {
+    value.as_object().expect("an object").keys().map(String::as_str).collect()
+}
+
+#[test]
+fn pods_have_the_keys_of_the_contract() {
+    let row = serde_json::to_value(&sample().pods[0]).expect("a row is JSON");
+    let mut expected = vec![
+        "network", "container_id", "ifname", "namespace", "name", "ips", "mac", "host_ifname",
+        "worker", "state", "fallback", "from_pod", "to_pod",
+    ];
+    expected.sort_unstable();
+    assert_eq!(keys(&row), expected);
+    assert_eq!(keys(&row["to_pod"]), ["bytes", "drops", "packets", "wire_bytes", "wire_packets"]);
+    assert_eq!(row["from_pod"]["drops"], json!({"no_pod": 17, "ttl_expired": 2}));
+    assert_eq!(row["ips"], json!(["10.244.1.5", "fd00:10:244:1::5"]));
+    assert_eq!(row["state"], "userspace");
+    let fallback = serde_json::to_value(&sample().pods[2]).expect("a row is JSON");
+    assert_eq!((&fallback["state"], &fallback["fallback"]), (&json!("fallback"), &json!("drop")));
+}
+
+#[test]
+fn routes_have_the_keys_of_the_contract_and_null_for_what_is_absent() {
+    let rows = serde_json::to_value(sample_routes()).expect("rows are JSON");
+    let expected =
+        json!({"dst": "10.244.1.0/24", "via": null, "dev": "", "port": null, "source": "no_pod"});
+    assert_eq!(rows[1], expected);
+}
+
+#[test]
+fn status_has_the_keys_of_the_contract() {
+    let status = serde_json::to_value(sample().status).expect("a status is JSON");
+    for key in ["version", "ready", "workers", "port_mode", "features", "node_addresses"] {
+        assert!(!status[key].is_null(), "{key} is missing");
+    }
+    let worker = &status["workers"][0];
+    assert_eq!(worker["id"], 0);
+    assert_eq!(worker["core"], 2);
+    assert_eq!(worker["busy_ratio"], 0.4375);
+    assert_eq!(keys(&worker["frames"]), ["crossing", "free", "rx", "total", "tx"]);
+}
+
+#[test]
+fn names_of_enums_are_the_words_of_the_json() {
+    let word = |value: serde_json::Value| value.as_str().expect("a word").to_owned();
+    for state in [PodState::Userspace, PodState::Fallback] {
+        assert_eq!(word(json!(state)), state.name());
+    }
+    for action in [FallbackAction::Pass, FallbackAction::Drop] {
+        assert_eq!(word(json!(action)), action.name());
+    }
+    for mode in [PortMode::Full, PortMode::Basic] {
+        assert_eq!(word(json!(mode)), mode.name());
+    }
+    for kind in [PortKind::Pod, PortKind::Node] {
+        assert_eq!(word(json!(kind)), kind.name());
+    }
+    for way in [Direction::FromPod, Direction::ToPod] {
+        assert_eq!(word(json!(way)), way.name());
+    }
+    let features = serde_json::to_value(sample().status.features).expect("an object");
+    for (name, has) in sample().status.features.named() {
+        assert_eq!(features[name], has);
+    }
+}
+
+#[test]
+fn a_reader_fills_in_what_an_older_daemon_does_not_say() {
+    let old: Status = serde_json::from_value(json!({
+        "version": "0.0.9", "ready": true, "workers": [{"id": 3, "core": 1, "busy_ratio": 0.5}],
+        "a_key_of_the_future": 1,
+    }))
+    .expect("keys may be missing, and unknown ones are no error");
+    assert_eq!(old.workers[0].id, 3);
+    assert_eq!(old.uptime_s, 0);
+}
+
+#[test]
+fn a_direction_shows_its_counters_and_only_the_drops_that_happened() {
+    let counters = DirectionCounters::default();
+    counters.packets.add(3);
+    counters.bytes.add(180_000);
+    counters.wire_packets.add(120);
+    counters.wire_bytes.add(187_000);
+    counters.drop(DropReason::NoPod);
+    counters.drop(DropReason::NoPod);
+    let row = DirectionRow::from(&counters);
+    assert_eq!((row.packets, row.bytes), (3, 180_000));
+    assert_eq!((row.wire_packets, row.wire_bytes), (120, 187_000));
+    assert_eq!(row.drops, BTreeMap::from([("no_pod".to_owned(), 2)]));
+    assert_eq!(row.dropped(), 2);
+}
+
+#[test]
+fn every_drop_has_one_row_with_its_sentence_and_most_come_first() {
+    let Report { pods, ports, .. } = sample();
+    let rows = drop_rows(&pods, &ports);
+    let seen: Vec<_> =
+        rows.iter().map(|row| (row.pod.as_str(), row.port, row.reason.as_str(), row.count)).collect();
+    assert_eq!(
+        seen,
+        [
+            ("shop/cart-7d9f", Some(1), "no_pod", 17),
+            ("viaduct1", Some(0), "not_ours", 3),
+            ("shop/cart-7d9f", Some(1), "ttl_expired", 2),
+        ]
+    );
+    assert_eq!(rows[0].direction, Direction::FromPod);
+    assert_eq!(rows[1].direction, Direction::ToPod);
+    assert!(rows.iter().all(|row| !row.sentence.is_empty()));
+}
+
+#[test]
+fn a_drop_of_a_nameless_pod_is_its_containers() {
+    let mut pod = sample().pods.remove(2);
+    pod.to_pod.drops.insert("a_reason_of_the_future".to_owned(), 1);
+    let rows = drop_rows(&[pod], &[]);
+    assert_eq!(rows[0].pod, "fedcba9876543210fedcba9876543210");
+    assert_eq!((rows[0].port, rows[0].sentence.as_str()), (None, ""));
+}
+
+#[test]
+fn a_look_in_the_middle_of_a_pass_is_repeated_and_a_real_loss_shows() {
+    let counters = WorkerCounters::default();
+    counters.received.add(64);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // The pass ends while the reader looks.
+            sleep(Duration::from_micros(200));
+            counters.sent.add(63);
+            counters.dropped.add(1);
+        });
+        // The thread may start late; a reader that looks for 1 ms at a time sees it in the end.
+        let seen = (0..2000).map(|_| PacketsRow::read(&counters)).find(PacketsRow::conserved);
+        assert_eq!(seen.expect("the pass ended").sent, 63);
+    });
+    counters.received.add(1);
+    assert!(!PacketsRow::read(&counters).conserved());
+    counters.frames_total.set(10);
+    counters.frames_free.set(9);
+    assert!(!FramesRow::read(&counters).conserved());
+    counters.frames_crossing.set(1);
+    assert!(FramesRow::read(&counters).conserved());
+}

@@ -1,0 +1,501 @@
+//! The desired world: which pods are attached, where each lives, and which slot its port has.
+//!
+//! `State` is pure: no clock, no I/O, no randomness. A [`Change`] goes in, an [`Effect`] comes out,
+//! and the same changes always give the same state. What the workers forward by is compiled from it
+//! elsewhere; the journal keeps its [`PodRecord`]s, so their JSON form outlives a release: add
+//! fields with `#[serde(default)]`, never rename or remove one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use cni_bridge::protocol::{Attachment, GcRequest, PodAddress};
+use serde::{Deserialize, Serialize};
+
+#[cfg(test)]
+mod tests;
+
+/// Most addresses of one pod: far above dual stack with a few ranges, and a bound on what one
+/// request can make us store.
+pub const ADDRESSES_PER_POD_MAX: usize = 16;
+
+/// First byte of a source MAC that carries offload hints instead of an address (design: "What the
+/// pod's kernel knows travels in the source MAC"), so no pod may own such an address.
+pub const HINT_MAC_PREFIX: u8 = 0x02;
+
+/// What the kernel does with a pod's packets while no daemon serves its port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fallback {
+    /// The kernel forwards them: the pod keeps its network.
+    Pass,
+    /// They are dropped: a policy selects the pod, and only workers can hold it.
+    Drop,
+}
+
+/// A pod to attach, plumbed by the kernel but not yet served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewPod {
+    /// Whom it is.
+    pub attachment: Attachment,
+    /// CNI_NETNS verbatim, for listings.
+    pub netns: String,
+    /// Inode number of the pod's network namespace.
+    pub netns_inode: u64,
+    /// Device number of the file system that inode is on.
+    pub netns_dev: u64,
+    /// Name of the host end of the veth pair.
+    pub host_ifname: String,
+    /// Interface index of the host end, in the daemon's namespace.
+    pub host_ifindex: u32,
+    /// MAC address of the pod's end.
+    pub mac: [u8; 6],
+    /// MAC address of the host end.
+    pub host_mac: [u8; 6],
+    /// The pod's addresses: 1 to [`ADDRESSES_PER_POD_MAX`], IPv4 first.
+    pub addresses: Vec<PodAddress>,
+    /// Largest IP packet in bytes that the pod's routes allow.
+    pub route_mtu: u32,
+    /// Kubernetes namespace, or empty.
+    pub pod_namespace: String,
+    /// Kubernetes pod name, or empty.
+    pub pod_name: String,
+    /// What happens to its packets while no daemon runs.
+    pub fallback: Fallback,
+}
+
+/// An attached pod: a [`NewPod`] with its home.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodRecord {
+    /// Whom it is.
+    pub attachment: Attachment,
+    /// CNI_NETNS verbatim, for listings.
+    pub netns: String,
+    /// Inode number of the pod's network namespace.
+    pub netns_inode: u64,
+    /// Device number of the file system that inode is on.
+    pub netns_dev: u64,
+    /// Name of the host end of the veth pair.
+    pub host_ifname: String,
+    /// Interface index of the host end, in the daemon's namespace.
+    pub host_ifindex: u32,
+    /// MAC address of the pod's end.
+    pub mac: [u8; 6],
+    /// MAC address of the host end.
+    pub host_mac: [u8; 6],
+    /// The pod's addresses: 1 to [`ADDRESSES_PER_POD_MAX`], IPv4 first.
+    pub addresses: Vec<PodAddress>,
+    /// Largest IP packet in bytes that the pod's routes allow.
+    pub route_mtu: u32,
+    /// Index of the worker that everything about this pod happens on.
+    pub worker: u16,
+    /// Index of its port among all ports of the node, below [`Limits::slots`].
+    pub slot: u32,
+    /// Kubernetes namespace, or empty.
+    pub pod_namespace: String,
+    /// Kubernetes pod name, or empty.
+    pub pod_name: String,
+    /// What happens to its packets while no daemon runs.
+    pub fallback: Fallback,
+    /// Generation of the state that first had this pod. No two pods share one, so it tells apart
+    /// the pods that had the same slot, address or name one after another.
+    pub generation: u64,
+}
+
+impl NewPod {
+    /// The record of this pod once its home is chosen.
+    fn at_home(self, worker: u16, slot: u32, generation: u64) -> PodRecord {
+        let NewPod {
+            attachment,
+            netns,
+            netns_inode,
+            netns_dev,
+            host_ifname,
+            host_ifindex,
+            mac,
+            host_mac,
+            addresses,
+            route_mtu,
+            pod_namespace,
+            pod_name,
+            fallback,
+        } = self;
+        PodRecord {
+            attachment,
+            netns,
+            netns_inode,
+            netns_dev,
+            host_ifname,
+            host_ifindex,
+            mac,
+            host_mac,
+            addresses,
+            route_mtu,
+            worker,
+            slot,
+            pod_namespace,
+            pod_name,
+            fallback,
+            generation,
+        }
+    }
+}
+
+/// One wish to change the world.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Serve a pod that has just been plumbed.
+    Add(NewPod),
+    /// Serve again a pod that an earlier daemon served; at start, before the first `Add`. Worker
+    /// and slot are kept if they are still free, so that adopting a pod disturbs nothing.
+    Restore(PodRecord),
+    /// Stop serving a pod; nothing happens if it is not there (CNI spec, "DEL": repeats succeed).
+    Remove(Attachment),
+}
+
+/// What a change did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// This pod is now served, here.
+    Added(PodRecord),
+    /// This pod is no longer served.
+    Removed(PodRecord),
+    /// The state is as before, down to its generation.
+    Unchanged,
+}
+
+/// Sizes that bound the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Workers that pods are spread over; at least 1.
+    pub workers: u16,
+    /// Port slots of the node.
+    pub slots: u32,
+    /// Ports that the memory of one worker has room for.
+    pub ports_per_worker: u32,
+}
+
+/// Why a change was refused; the state is then as it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// The attachment exists (CNI spec, "ADD": a second one without DEL is an error).
+    #[error(
+        "container {} of network {} already has interface {}; delete it before adding it again",
+        .0.container_id, .0.network, .0.ifname
+    )]
+    AlreadyAttached(Attachment),
+    /// Another pod has the address.
+    #[error(
+        "address {address} belongs to interface {} of container {}; choose another address or \
+         delete that container",
+        .owner.ifname, .owner.container_id
+    )]
+    AddressTaken {
+        /// The address asked for.
+        address: IpAddr,
+        /// The attachment that has it.
+        owner: Attachment,
+    },
+    /// Another pod has the host interface.
+    #[error(
+        "host interface {host_ifname} already serves interface {} of container {}; delete that \
+         container",
+        .owner.ifname, .owner.container_id
+    )]
+    HostInterfaceTaken {
+        /// The interface name.
+        host_ifname: String,
+        /// The attachment that has it.
+        owner: Attachment,
+    },
+    /// The pod has no address, or too many.
+    #[error("container {container_id} has {found} addresses; give it 1 to {ADDRESSES_PER_POD_MAX}")]
+    AddressCount {
+        /// The container.
+        container_id: String,
+        /// How many addresses it has.
+        found: usize,
+    },
+    /// The pod has one address twice.
+    #[error("address {0} is given twice to one container; give it once")]
+    AddressRepeated(IpAddr),
+    /// The MAC address cannot be a pod's.
+    #[error(
+        "container {container_id} cannot have a MAC address whose first byte is {first_byte:02x}; \
+         choose a unicast address that does not start with 02"
+    )]
+    UnusableMac {
+        /// The container.
+        container_id: String,
+        /// First byte of the address asked for.
+        first_byte: u8,
+    },
+    /// No worker has memory for one more port, or no slot is left.
+    #[error(
+        "all {ports} ports of this node are in use; remove pods, or raise frames or cores in \
+         [workers]"
+    )]
+    NoRoom {
+        /// Ports that are in use.
+        ports: usize,
+    },
+}
+
+impl StateError {
+    /// The CNI error code of this refusal (CNI spec, "Error").
+    pub fn cni_code(&self) -> u32 {
+        match self {
+            // 50: the plugin is not available, that is, it cannot serve ADD now.
+            StateError::NoRoom { .. } => 50,
+            // 11: try again later; the other pod may be on its way out.
+            StateError::AddressTaken { .. } | StateError::HostInterfaceTaken { .. } => 11,
+            // 7: invalid network configuration.
+            StateError::AddressCount { .. }
+            | StateError::AddressRepeated(_)
+            | StateError::UnusableMac { .. } => 7,
+            // 100 and above are our own; the specification has none for a second ADD.
+            StateError::AlreadyAttached(_) => 100,
+        }
+    }
+}
+
+/// The pods of this node and their homes.
+#[derive(Clone, Debug)]
+pub struct State {
+    limits: Limits,
+    generation: u64,
+    pods: BTreeMap<Attachment, PodRecord>,
+    /// Owner of each address, host interface and slot: an index over `pods`, nothing more.
+    by_address: BTreeMap<IpAddr, Attachment>,
+    by_host_ifname: BTreeMap<String, Attachment>,
+    by_slot: BTreeMap<u32, Attachment>,
+    /// Slots that no pod has but that cannot be given out yet.
+    held_slots: BTreeSet<u32>,
+    /// Pods per worker.
+    loads: Vec<u32>,
+    /// Set by the first `Add`; after it, `Restore` could repeat a generation.
+    has_added: bool,
+}
+
+impl State {
+    /// No pods yet.
+    pub fn new(limits: Limits) -> State {
+        assert!(limits.workers > 0, "a node has at least one worker");
+        State {
+            limits,
+            generation: 0,
+            pods: BTreeMap::new(),
+            by_address: BTreeMap::new(),
+            by_host_ifname: BTreeMap::new(),
+            by_slot: BTreeMap::new(),
+            held_slots: BTreeSet::new(),
+            loads: vec![0; usize::from(limits.workers)],
+            has_added: false,
+        }
+    }
+
+    /// Makes one change, or refuses it and stays as it was.
+    pub fn apply(&mut self, change: Change) -> Result<Effect, StateError> {
+        match change {
+            Change::Add(pod) => self.add(pod).map(Effect::Added),
+            Change::Restore(record) => self.restore(record).map(Effect::Added),
+            Change::Remove(attachment) => Ok(match self.remove(&attachment) {
+                Some(record) => Effect::Removed(record),
+                None => Effect::Unchanged,
+            }),
+        }
+    }
+
+    /// Whether an `Add` of this attachment could succeed, as far as that is known before its
+    /// addresses are: ask before touching the kernel.
+    pub fn admit(&self, attachment: &Attachment) -> Result<(), StateError> {
+        if self.pods.contains_key(attachment) {
+            return Err(StateError::AlreadyAttached(attachment.clone()));
+        }
+        self.room()
+    }
+
+    /// Whether there is room for one more pod.
+    pub fn room(&self) -> Result<(), StateError> {
+        self.least_loaded_worker()?;
+        self.lowest_free_slot()?;
+        Ok(())
+    }
+
+    /// How often the state has changed, counted on from the highest generation restored.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Keeps the slot of a removed pod from being given out: its port is still closing.
+    pub fn hold_slot(&mut self, slot: u32) {
+        self.held_slots.insert(slot);
+    }
+
+    /// The port that had this slot is closed.
+    pub fn release_slot(&mut self, slot: u32) {
+        self.held_slots.remove(&slot);
+    }
+
+    /// The limits it was made with.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Every pod, in the order of their attachments.
+    pub fn pods(&self) -> impl ExactSizeIterator<Item = &PodRecord> {
+        self.pods.values()
+    }
+
+    /// The pod of this attachment.
+    pub fn pod(&self, attachment: &Attachment) -> Option<&PodRecord> {
+        self.pods.get(attachment)
+    }
+
+    /// The pod that has this address.
+    pub fn pod_by_address(&self, address: IpAddr) -> Option<&PodRecord> {
+        self.pods.get(self.by_address.get(&address)?)
+    }
+
+    /// The pod whose port has this slot.
+    pub fn pod_by_slot(&self, slot: u32) -> Option<&PodRecord> {
+        self.pods.get(self.by_slot.get(&slot)?)
+    }
+
+    /// Pods per worker, by worker index.
+    pub fn loads(&self) -> &[u32] {
+        &self.loads
+    }
+
+    /// The attachments that a CNI GC wants gone: those of its network that it does not list. Other
+    /// networks are never touched (CNI spec, "GC").
+    pub fn stale(&self, request: &GcRequest) -> Vec<Attachment> {
+        let GcRequest { network, valid } = request;
+        let valid: BTreeSet<(&str, &str)> = valid
+            .iter()
+            .map(|(id, ifname)| (id.as_str(), ifname.as_str()))
+            .collect();
+        let is_stale = |attachment: &&Attachment| {
+            let pair = (attachment.container_id.as_str(), attachment.ifname.as_str());
+            attachment.network == *network && !valid.contains(&pair)
+        };
+        self.pods.keys().filter(is_stale).cloned().collect()
+    }
+
+    fn add(&mut self, pod: NewPod) -> Result<PodRecord, StateError> {
+        self.admit(&pod.attachment)?;
+        let record = pod.at_home(
+            self.least_loaded_worker()?,
+            self.lowest_free_slot()?,
+            self.generation + 1,
+        );
+        self.check(&record)?;
+        self.generation += 1;
+        self.has_added = true;
+        self.insert(record.clone());
+        Ok(record)
+    }
+
+    fn restore(&mut self, mut record: PodRecord) -> Result<PodRecord, StateError> {
+        assert!(
+            !self.has_added,
+            "pods are restored before the first one is added"
+        );
+        self.admit(&record.attachment)?;
+        // The configuration may have fewer workers or smaller ones than the last daemon had.
+        let load = self.loads.get(usize::from(record.worker));
+        if load.is_none_or(|load| *load >= self.limits.ports_per_worker) {
+            record.worker = self.least_loaded_worker()?;
+        }
+        if record.slot >= self.limits.slots || self.by_slot.contains_key(&record.slot) {
+            record.slot = self.lowest_free_slot()?;
+        }
+        self.check(&record)?;
+        self.generation = record.generation.max(self.generation + 1);
+        self.insert(record.clone());
+        Ok(record)
+    }
+
+    /// Refuses a record that would take something from another pod, or that no pod can have.
+    fn check(&self, record: &PodRecord) -> Result<(), StateError> {
+        let container_id = || record.attachment.container_id.clone();
+        let [first_byte, ..] = record.mac;
+        // RFC 9542 §2.1: the lowest bit of the first byte marks a group address.
+        if first_byte == HINT_MAC_PREFIX || first_byte & 1 == 1 {
+            return Err(StateError::UnusableMac {
+                container_id: container_id(),
+                first_byte,
+            });
+        }
+        let found = record.addresses.len();
+        if found == 0 || found > ADDRESSES_PER_POD_MAX {
+            return Err(StateError::AddressCount {
+                container_id: container_id(),
+                found,
+            });
+        }
+        let mut own = BTreeSet::new();
+        for &PodAddress { address, .. } in &record.addresses {
+            if !own.insert(address) {
+                return Err(StateError::AddressRepeated(address));
+            }
+            if let Some(owner) = self.by_address.get(&address) {
+                return Err(StateError::AddressTaken {
+                    address,
+                    owner: owner.clone(),
+                });
+            }
+        }
+        if let Some(owner) = self.by_host_ifname.get(&record.host_ifname) {
+            return Err(StateError::HostInterfaceTaken {
+                host_ifname: record.host_ifname.clone(),
+                owner: owner.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Fewest pods first, then lowest index.
+    fn least_loaded_worker(&self) -> Result<u16, StateError> {
+        (0..self.limits.workers)
+            .zip(&self.loads)
+            .filter(|(_, load)| **load < self.limits.ports_per_worker)
+            .min_by_key(|(worker, load)| (**load, *worker))
+            .map(|(worker, _)| worker)
+            .ok_or(StateError::NoRoom {
+                ports: self.pods.len(),
+            })
+    }
+
+    /// A walk over the slots in use: hundreds of pods per node, and only at ADD.
+    fn lowest_free_slot(&self) -> Result<u32, StateError> {
+        (0..self.limits.slots)
+            .find(|slot| !self.by_slot.contains_key(slot) && !self.held_slots.contains(slot))
+            .ok_or(StateError::NoRoom {
+                ports: self.pods.len(),
+            })
+    }
+
+    fn insert(&mut self, record: PodRecord) {
+        let attachment = &record.attachment;
+        for PodAddress { address, .. } in &record.addresses {
+            self.by_address.insert(*address, attachment.clone());
+        }
+        self.by_host_ifname
+            .insert(record.host_ifname.clone(), attachment.clone());
+        self.by_slot.insert(record.slot, attachment.clone());
+        self.loads[usize::from(record.worker)] += 1;
+        self.pods.insert(attachment.clone(), record);
+    }
+
+    fn remove(&mut self, attachment: &Attachment) -> Option<PodRecord> {
+        let record = self.pods.remove(attachment)?;
+        for PodAddress { address, .. } in &record.addresses {
+            self.by_address.remove(address);
+        }
+        self.by_host_ifname.remove(&record.host_ifname);
+        self.by_slot.remove(&record.slot);
+        self.loads[usize::from(record.worker)] -= 1;
+        self.generation += 1;
+        Some(record)
+    }
+}

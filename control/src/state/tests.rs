@@ -1,0 +1,392 @@
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const LIMITS: Limits = Limits {
+    workers: 3,
+    slots: 10,
+    ports_per_worker: 4,
+};
+
+fn attachment(id: u8) -> Attachment {
+    Attachment {
+        network: if id.is_multiple_of(2) { "even" } else { "odd" }.to_owned(),
+        container_id: format!("c{id}"),
+        ifname: "eth0".to_owned(),
+    }
+}
+
+fn v4(last: u8) -> PodAddress {
+    PodAddress {
+        address: IpAddr::from([10, 0, 0, last]),
+        prefix_len: 24,
+        gateway: None,
+    }
+}
+
+fn pod(id: u8, addresses: &[u8]) -> NewPod {
+    NewPod {
+        attachment: attachment(id),
+        netns: format!("/run/netns/p{id}"),
+        netns_inode: u64::from(id) + 4_026_532_000,
+        netns_dev: 4,
+        host_ifname: format!("vd{id}"),
+        host_ifindex: u32::from(id) + 100,
+        mac: [0x0a, 0, 0, 0, 0, id],
+        host_mac: [0x0e, 0, 0, 0, 0, id],
+        addresses: addresses.iter().copied().map(v4).collect(),
+        route_mtu: 1500,
+        pod_namespace: "default".to_owned(),
+        pod_name: format!("pod-{id}"),
+        fallback: Fallback::Pass,
+    }
+}
+
+fn add(state: &mut State, id: u8) -> PodRecord {
+    match state.apply(Change::Add(pod(id, &[id]))) {
+        Ok(Effect::Added(record)) => record,
+        other => panic!("adding pod {id} gave {other:?}"),
+    }
+}
+
+#[test]
+fn pods_go_to_the_least_loaded_worker_and_the_lowest_free_slot() {
+    let mut state = State::new(LIMITS);
+    let homes: Vec<_> = (0..5)
+        .map(|id| add(&mut state, id))
+        .map(|r| (r.worker, r.slot))
+        .collect();
+    assert_eq!(homes, [(0, 0), (1, 1), (2, 2), (0, 3), (1, 4)]);
+    state.apply(Change::Remove(attachment(1))).unwrap();
+    let record = add(&mut state, 9);
+    assert_eq!((record.worker, record.slot), (1, 1));
+    assert_eq!(state.loads(), [2, 2, 1]);
+}
+
+#[test]
+fn a_second_add_of_an_attachment_is_refused_and_does_not_harm_the_first() {
+    let mut state = State::new(LIMITS);
+    let first = add(&mut state, 1);
+    let mut again = pod(1, &[200]);
+    again.host_ifname = "vdother".to_owned();
+    assert_eq!(
+        state.apply(Change::Add(again)),
+        Err(StateError::AlreadyAttached(attachment(1)))
+    );
+    assert_eq!(state.pods().collect::<Vec<_>>(), [&first]);
+    assert!(state.pod_by_address(v4(200).address).is_none());
+    assert_eq!(state.generation(), 1);
+}
+
+#[test]
+fn an_address_or_host_interface_of_another_pod_is_refused_with_its_owner() {
+    let mut state = State::new(LIMITS);
+    add(&mut state, 1);
+    let refused = state.apply(Change::Add(pod(2, &[7, 1]))).unwrap_err();
+    let owner = attachment(1);
+    assert_eq!(
+        refused,
+        StateError::AddressTaken {
+            address: v4(1).address,
+            owner: owner.clone()
+        }
+    );
+    assert!(refused.to_string().contains("c1"), "{refused}");
+    let mut collides = pod(2, &[2]);
+    collides.host_ifname = "vd1".to_owned();
+    let refused = state.apply(Change::Add(collides)).unwrap_err();
+    assert_eq!(
+        refused,
+        StateError::HostInterfaceTaken {
+            host_ifname: "vd1".to_owned(),
+            owner
+        }
+    );
+    assert_eq!(state.pods().len(), 1);
+}
+
+#[test]
+fn a_pod_needs_one_to_sixteen_addresses_each_once() {
+    let mut state = State::new(LIMITS);
+    let mut try_with = |addresses: &[u8]| state.apply(Change::Add(pod(1, addresses)));
+    assert!(matches!(
+        try_with(&[]),
+        Err(StateError::AddressCount { found: 0, .. })
+    ));
+    let many: Vec<u8> = (1..=17).collect();
+    assert!(matches!(
+        try_with(&many),
+        Err(StateError::AddressCount { found: 17, .. })
+    ));
+    assert_eq!(
+        try_with(&[5, 5]),
+        Err(StateError::AddressRepeated(v4(5).address))
+    );
+    assert!(try_with(&many[..16]).is_ok());
+}
+
+#[test]
+fn a_mac_address_that_would_read_as_hints_or_as_a_group_is_refused() {
+    let mut state = State::new(LIMITS);
+    for (first_byte, is_fine) in [(0x02, false), (0x01, false), (0xff, false), (0x06, true)] {
+        let mut candidate = pod(first_byte, &[first_byte]);
+        candidate.mac[0] = first_byte;
+        assert_eq!(
+            state.apply(Change::Add(candidate)).is_ok(),
+            is_fine,
+            "{first_byte:02x}"
+        );
+    }
+}
+
+#[test]
+fn a_full_node_refuses_with_code_50_until_a_pod_leaves() {
+    let mut state = State::new(LIMITS);
+    (0..10).for_each(|id| drop(add(&mut state, id)));
+    let refused = state.admit(&attachment(20)).unwrap_err();
+    assert_eq!(
+        (refused.cni_code(), &refused),
+        (50, &StateError::NoRoom { ports: 10 })
+    );
+    assert_eq!(state.apply(Change::Add(pod(20, &[20]))), Err(refused));
+    state.apply(Change::Remove(attachment(4))).unwrap();
+    assert_eq!(add(&mut state, 20).slot, 4);
+}
+
+#[test]
+fn full_workers_refuse_although_slots_are_left() {
+    let mut state = State::new(Limits {
+        workers: 2,
+        slots: 100,
+        ports_per_worker: 1,
+    });
+    (0..2).for_each(|id| drop(add(&mut state, id)));
+    assert_eq!(state.room(), Err(StateError::NoRoom { ports: 2 }));
+}
+
+#[test]
+fn removing_twice_changes_nothing_the_second_time() {
+    let mut state = State::new(LIMITS);
+    let record = add(&mut state, 1);
+    let remove = Change::Remove(attachment(1));
+    assert_eq!(state.apply(remove.clone()), Ok(Effect::Removed(record)));
+    let generation = state.generation();
+    assert_eq!(state.apply(remove), Ok(Effect::Unchanged));
+    assert_eq!(state.generation(), generation);
+}
+
+#[test]
+fn restored_pods_keep_their_homes_and_later_pods_have_newer_generations() {
+    let mut before = State::new(LIMITS);
+    (0..6).for_each(|id| drop(add(&mut before, id)));
+    before.apply(Change::Remove(attachment(0))).unwrap();
+    let mut after = State::new(LIMITS);
+    let mut records: Vec<PodRecord> = before.pods().cloned().collect();
+    records.reverse();
+    for record in records {
+        let restored = after.apply(Change::Restore(record.clone()));
+        assert_eq!(restored, Ok(Effect::Added(record)));
+    }
+    assert!(before.pods().eq(after.pods()));
+    let newest = before.pods().map(|record| record.generation).max().unwrap();
+    assert!(add(&mut after, 77).generation > newest);
+}
+
+#[test]
+fn restored_pods_move_when_their_worker_or_slot_is_gone() {
+    let mut before = State::new(LIMITS);
+    let records: Vec<_> = (0..6).map(|id| add(&mut before, id)).collect();
+    let mut after = State::new(Limits {
+        workers: 1,
+        slots: 6,
+        ports_per_worker: 6,
+    });
+    for mut record in records {
+        if record.slot == 5 {
+            record.slot = 9;
+        }
+        after.apply(Change::Restore(record)).unwrap();
+    }
+    assert_eq!(after.loads(), [6]);
+    assert_eq!(after.pod(&attachment(5)).unwrap().slot, 5);
+}
+
+#[test]
+fn gc_names_what_its_network_does_not_list_and_nothing_of_another_network() {
+    let mut state = State::new(LIMITS);
+    (0..6).for_each(|id| drop(add(&mut state, id)));
+    let valid = vec![
+        ("c2".to_owned(), "eth0".to_owned()),
+        ("c4".to_owned(), "eth1".to_owned()),
+    ];
+    let request = GcRequest {
+        network: "even".to_owned(),
+        valid,
+    };
+    assert_eq!(state.stale(&request), [attachment(0), attachment(4)]);
+    let nothing_valid = GcRequest {
+        network: "odd".to_owned(),
+        valid: Vec::new(),
+    };
+    assert_eq!(
+        state.stale(&nothing_valid),
+        [attachment(1), attachment(3), attachment(5)]
+    );
+    let unknown = GcRequest {
+        network: "other".to_owned(),
+        valid: Vec::new(),
+    };
+    assert!(state.stale(&unknown).is_empty());
+}
+
+#[test]
+fn a_record_without_a_field_of_a_newer_release_is_not_needed_and_an_unknown_field_is_ignored() {
+    let mut state = State::new(LIMITS);
+    let record = add(&mut state, 1);
+    let mut json = serde_json::to_value(&record).unwrap();
+    json["from_the_future"] = serde_json::json!({"a": 1});
+    assert_eq!(serde_json::from_value::<PodRecord>(json).unwrap(), record);
+}
+
+/// The naive model: a list, searched from end to end.
+#[derive(Default)]
+struct Model {
+    pods: Vec<PodRecord>,
+    generation: u64,
+}
+
+impl Model {
+    fn free_worker(&self) -> Option<u16> {
+        let load = |worker: u16| self.pods.iter().filter(|pod| pod.worker == worker).count();
+        let mut best = None;
+        for worker in 0..LIMITS.workers {
+            if load(worker) < LIMITS.ports_per_worker as usize
+                && best.is_none_or(|best| load(worker) < load(best))
+            {
+                best = Some(worker);
+            }
+        }
+        best
+    }
+
+    fn add(&mut self, pod: &NewPod) -> bool {
+        let slot = (0..LIMITS.slots).find(|slot| self.pods.iter().all(|pod| pod.slot != *slot));
+        let (Some(worker), Some(slot)) = (self.free_worker(), slot) else {
+            return false;
+        };
+        let clashes = self.pods.iter().any(|other| {
+            let shares = |a: &PodAddress| pod.addresses.iter().any(|b| a.address == b.address);
+            other.attachment == pod.attachment || other.addresses.iter().any(shares)
+        });
+        let distinct: HashSet<_> = pod.addresses.iter().map(|a| a.address).collect();
+        if clashes || pod.addresses.is_empty() || distinct.len() != pod.addresses.len() {
+            return false;
+        }
+        self.generation += 1;
+        self.pods
+            .push(pod.clone().at_home(worker, slot, self.generation));
+        true
+    }
+
+    fn remove(&mut self, attachment: &Attachment) -> bool {
+        let len = self.pods.len();
+        self.pods.retain(|pod| pod.attachment != *attachment);
+        let is_gone = self.pods.len() < len;
+        self.generation += u64::from(is_gone);
+        is_gone
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Add(u8, Vec<u8>),
+    Remove(u8),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        3 => (0..16_u8, prop::collection::vec(0..40_u8, 0..4)).prop_map(|(id, a)| Op::Add(id, a)),
+        1 => (0..16_u8).prop_map(Op::Remove),
+    ]
+}
+
+fn check_invariants(state: &State) {
+    let slots: HashSet<u32> = state.pods().map(|pod| pod.slot).collect();
+    assert_eq!(slots.len(), state.pods().len(), "slots are unique");
+    assert!(slots.iter().all(|slot| *slot < LIMITS.slots));
+    let generations: HashSet<u64> = state.pods().map(|pod| pod.generation).collect();
+    assert_eq!(
+        generations.len(),
+        state.pods().len(),
+        "generations are unique"
+    );
+    let addresses: Vec<_> = state.pods().flat_map(|pod| &pod.addresses).collect();
+    let distinct: HashSet<IpAddr> = addresses.iter().map(|a| a.address).collect();
+    assert_eq!(distinct.len(), addresses.len(), "addresses are unique");
+    assert_eq!(
+        state.by_address.len(),
+        addresses.len(),
+        "the address index is exact"
+    );
+    assert_eq!(
+        state.by_host_ifname.len(),
+        state.pods().len(),
+        "the name index is exact"
+    );
+    for (worker, load) in state.loads().iter().enumerate() {
+        let pods = state
+            .pods()
+            .filter(|pod| usize::from(pod.worker) == worker)
+            .count();
+        assert_eq!(pods, *load as usize, "worker {worker}");
+        assert!(*load <= LIMITS.ports_per_worker);
+    }
+    for pod in state.pods() {
+        assert_eq!(state.pod_by_slot(pod.slot), Some(pod));
+        for address in &pod.addresses {
+            assert_eq!(state.pod_by_address(address.address), Some(pod));
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_changes_keep_the_invariants_and_equal_the_naive_model(
+        ops in prop::collection::vec(op(), 0..120),
+    ) {
+        let (mut state, mut model) = (State::new(LIMITS), Model::default());
+        let mut has_removed = false;
+        for op in ops {
+            let before = state.clone();
+            let is_changed = match op {
+                Op::Add(id, addresses) => {
+                    let new = pod(id, &addresses);
+                    let is_added = model.add(&new);
+                    prop_assert_eq!(state.apply(Change::Add(new)).is_ok(), is_added);
+                    is_added
+                }
+                Op::Remove(id) => {
+                    let is_removed = model.remove(&attachment(id));
+                    let effect = state.apply(Change::Remove(attachment(id))).unwrap();
+                    prop_assert_eq!(matches!(effect, Effect::Removed(_)), is_removed);
+                    has_removed |= is_removed;
+                    is_removed
+                }
+            };
+            check_invariants(&state);
+            if !is_changed {
+                prop_assert!(state.pods().eq(before.pods()));
+            }
+            let mut expected = model.pods.clone();
+            expected.sort_by(|a, b| a.attachment.cmp(&b.attachment));
+            prop_assert_eq!(state.pods().cloned().collect::<Vec<_>>(), expected);
+            prop_assert_eq!(state.generation(), model.generation);
+            if !has_removed {
+                let (min, max) = (state.loads().iter().min(), state.loads().iter().max());
+                prop_assert!(max.unwrap() - min.unwrap() <= 1);
+            }
+        }
+    }
+}

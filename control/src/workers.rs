@@ -1,0 +1,424 @@
+//! The worker threads as control sees them: started, given ports and tables, watched, stopped.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use dataplane::counters::{PortCounters, WorkerCounters};
+use dataplane::crossing::{Bell, crossing};
+use dataplane::frame::FramePool;
+use dataplane::port::{PortId, WorkerId};
+use dataplane::publish::Publisher;
+use dataplane::tables::{Tables, TablesInput};
+use dataplane::worker::{Command, Event, Rest, Worker, WorkerParts, queues};
+use dataplane::xsk::area::Area;
+use dataplane::xsk::port::{NODE_RINGS, POD_RINGS, XskPort};
+use dataplane::xsk::sentinel::Sentinels;
+use dataplane::xsk::socket::{
+    Memory, Queue, RingSizes, Socket, SocketError, SocketFeatures, prefill,
+};
+use thiserror::Error;
+
+/// Slot of the node port. Pods have the slots above.
+pub const NODE_SLOT: u16 = 0;
+
+/// How long a bind waits for the sockets of a dead process: 110 of them close in 1.3 s.
+const BIND_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long control waits for all workers to adopt a snapshot. A pass takes microseconds; a
+/// worker that needs this long hangs.
+const ADOPT_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Rings of a socket that only anchors a worker's memory.
+const ANCHOR_RINGS: RingSizes = RingSizes { fill: 2, completion: 2, rx: 2, tx: 2 };
+
+/// Why workers could not do what was asked.
+#[derive(Debug, Error)]
+pub enum WorkersError {
+    /// A socket could not be made.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Memory could not be mapped.
+    #[error("map {frames} frames of memory for worker {worker}: {source}; lower [workers] frames")]
+    Memory {
+        /// The worker.
+        worker: u16,
+        /// Frames asked for.
+        frames: u32,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A thread or one of its descriptors could not be made.
+    #[error("start worker {worker}: {source}")]
+    Start {
+        /// The worker.
+        worker: u16,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The order queue of a worker is full.
+    #[error("worker {0} does not take orders; restart viaductd")]
+    Busy(u16),
+    /// A worker does not adopt the tables.
+    #[error("worker {worker} did not adopt tables {generation} within {ADOPT_DEADLINE:?}")]
+    Stuck {
+        /// The worker.
+        worker: u16,
+        /// The generation it was to adopt.
+        generation: u64,
+    },
+}
+
+/// What workers are started with.
+#[derive(Debug)]
+pub struct WorkersConfig<'a> {
+    /// One worker per core.
+    pub cores: &'a [usize],
+    /// Frames per worker.
+    pub frames: u32,
+    /// What sockets may use.
+    pub features: SocketFeatures,
+    /// Name of the node port's AF_XDP end.
+    pub node_device: &'a str,
+    /// Its index; it has one queue per worker.
+    pub node_ifindex: u32,
+    /// Low descriptor numbers for the sentinels, one per worker, reserved at start.
+    pub reserved: Vec<OwnedFd>,
+}
+
+/// One worker as control sees it.
+#[derive(Debug)]
+pub struct WorkerHandle {
+    /// Its number.
+    pub id: u16,
+    /// The core it is pinned to.
+    pub core: usize,
+    /// What it counts.
+    pub counters: Arc<WorkerCounters>,
+    /// Bytes of its memory, and whether hugepages back it.
+    pub hugepages: bool,
+    commands: rtrb::Producer<Command<XskPort>>,
+    events: rtrb::Consumer<Event<XskPort>>,
+    bell: Arc<Bell>,
+    area: Arc<Area>,
+    /// A socket on the node port's queue of this worker, whose memory all its ports share.
+    anchor: OwnedFd,
+    /// Kept open: the anchor of a worker without the node port.
+    _anchor_socket: Option<Socket>,
+    sentinels: Sentinels,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl WorkerHandle {
+    /// The worker's sentinels.
+    #[must_use]
+    pub fn sentinels(&self) -> &Sentinels {
+        &self.sentinels
+    }
+
+    fn order(&mut self, command: Command<XskPort>) -> Result<(), WorkersError> {
+        self.commands.push(command).map_err(|_| WorkersError::Busy(self.id))?;
+        self.bell.ring();
+        Ok(())
+    }
+}
+
+/// All workers.
+#[derive(Debug)]
+pub struct Workers {
+    workers: Vec<WorkerHandle>,
+    publisher: Publisher,
+    generation: u64,
+    features: SocketFeatures,
+    counters: HashMap<PortId, Arc<PortCounters>>,
+    homes: HashMap<PortId, u16>,
+}
+
+impl Workers {
+    /// Maps memory, binds the anchors, makes the sentinels and starts the threads. The node port
+    /// is served by worker 0 from now on, but nothing is redirected to it before it stands in
+    /// the socket map. Returns the node port's socket as well, for that map.
+    pub fn start(config: WorkersConfig<'_>) -> Result<(Workers, OwnedFd), WorkersError> {
+        let WorkersConfig { cores, frames, features, node_device, node_ifindex, reserved } = config;
+        assert_eq!(cores.len(), reserved.len(), "a sentinel per worker");
+        let publisher = Publisher::new(Tables::new(1, TablesInput::default()));
+        let mut foundations = Vec::with_capacity(cores.len());
+        for (worker, low) in (0u16..).zip(reserved) {
+            let queue =
+                Queue { device: node_device, ifindex: node_ifindex, queue: u32::from(worker) };
+            foundations.push(Foundation::lay(queue, frames, features, low)?);
+        }
+        let mut workers = Workers {
+            workers: Vec::with_capacity(cores.len()),
+            publisher,
+            generation: 1,
+            features,
+            counters: HashMap::new(),
+            homes: HashMap::new(),
+        };
+        workers.raise(foundations, cores)?;
+        let node = workers.workers[0].anchor.try_clone();
+        let node = node.map_err(|source| WorkersError::Start { worker: 0, source })?;
+        Ok((workers, node))
+    }
+
+    /// Connects the workers with each other and starts their threads.
+    fn raise(
+        &mut self,
+        foundations: Vec<Foundation>,
+        cores: &[usize],
+    ) -> Result<(), WorkersError> {
+        let count = foundations.len();
+        let ends: Vec<_> =
+            foundations.iter().map(|f| (f.pool.area().clone(), f.bell.clone())).collect();
+        let mut out: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
+        let mut incoming: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
+        for from in 0..count {
+            for to in 0..count {
+                if from == to {
+                    out[from].push(None);
+                    continue;
+                }
+                let (sender, receiver) = crossing(ends[from].0.clone(), ends[to].1.clone());
+                out[from].push(Some(sender));
+                incoming[to].push(receiver);
+            }
+        }
+        let ends = out.into_iter().zip(incoming);
+        for ((foundation, core), (out, incoming)) in foundations.into_iter().zip(cores).zip(ends) {
+            let id = self.workers.len() as u16;
+            let start = |source| WorkersError::Start { worker: id, source };
+            let ((commands, events), (worker_commands, worker_events)) = queues();
+            let counters = Arc::new(WorkerCounters::default());
+            let Foundation { pool, bell, anchor, anchor_socket, node_port, sentinels } = foundation;
+            let area = pool.area().clone();
+            let worker = Worker::new(WorkerParts {
+                id: WorkerId(id),
+                pool,
+                subscription: self.publisher.subscribe(),
+                commands: worker_commands,
+                events: worker_events,
+                out,
+                incoming,
+                bell: bell.clone(),
+                counters: counters.clone(),
+                seed: random().map_err(start)?,
+            });
+            let rest = Rest::new().map_err(start)?;
+            let core = *core;
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{id}"))
+                .spawn(move || run(worker, rest, core))
+                .map_err(start)?;
+            self.workers.push(WorkerHandle {
+                id,
+                core,
+                counters,
+                hugepages: area.hugepages(),
+                commands,
+                events,
+                bell,
+                area,
+                anchor,
+                _anchor_socket: anchor_socket,
+                sentinels,
+                thread: Some(thread),
+            });
+            if let Some(port) = node_port {
+                self.enroll(0, PortId(NODE_SLOT), port)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands a port to its worker.
+    fn enroll(&mut self, worker: u16, id: PortId, io: XskPort) -> Result<(), WorkersError> {
+        let counters = Arc::new(PortCounters::default());
+        self.counters.insert(id, counters.clone());
+        self.homes.insert(id, worker);
+        self.workers[usize::from(worker)].order(Command::AddPort { id, io: Box::new(io), counters })
+    }
+
+    /// Binds a socket to queue 0 of `device` and hands it to `worker`. Returns the socket for
+    /// the socket map: it is to be entered when the tables are adopted.
+    pub fn add_port(
+        &mut self,
+        worker: u16,
+        id: PortId,
+        device: &str,
+        ifindex: u32,
+    ) -> Result<OwnedFd, WorkersError> {
+        let handle = &self.workers[usize::from(worker)];
+        let socket = Socket::bind(
+            Queue { device, ifindex, queue: 0 },
+            &handle.area,
+            Memory::Shared(handle.anchor.as_fd()),
+            POD_RINGS,
+            self.features,
+            BIND_DEADLINE,
+            |_| {}, // The frames are the worker's; it fills the ring before it serves the port.
+        )?;
+        let port = XskPort::new(socket, id.0, POD_RINGS);
+        let fd = port.fd().try_clone_to_owned();
+        let fd = fd.map_err(|source| WorkersError::Start { worker, source })?;
+        self.enroll(worker, id, port)?;
+        Ok(fd)
+    }
+
+    /// Orders the worker of a port to serve it no more; [`Workers::poll`] returns its rings.
+    pub fn remove_port(&mut self, id: PortId) -> Result<(), WorkersError> {
+        self.counters.remove(&id);
+        match self.homes.get(&id) {
+            Some(worker) => self.workers[usize::from(*worker)].order(Command::RemovePort(id)),
+            None => Ok(()),
+        }
+    }
+
+    /// The socket of a removed port is closed: its frames go back to its worker.
+    pub fn reclaim_port(&mut self, id: PortId) -> Result<(), WorkersError> {
+        match self.homes.remove(&id) {
+            Some(worker) => self.workers[usize::from(worker)].order(Command::ReclaimPort(id)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a worker serves the port.
+    #[must_use]
+    pub fn has_port(&self, id: PortId) -> bool {
+        self.homes.contains_key(&id)
+    }
+
+    /// Hands the rings of removed ports to `reap`; returns the ports whose numbers are free again.
+    pub fn poll(&mut self, mut reap: impl FnMut(PortId, Box<XskPort>)) -> Vec<PortId> {
+        let mut free = Vec::new();
+        for worker in &mut self.workers {
+            while let Ok(event) = worker.events.pop() {
+                match event {
+                    Event::Removed(id, io) => reap(id, io),
+                    Event::Reclaimed(id) => free.push(id),
+                }
+            }
+        }
+        free
+    }
+
+    /// Publishes a snapshot and waits until every worker forwards by it.
+    pub fn publish(&mut self, input: TablesInput) -> Result<(), WorkersError> {
+        /// Between looks: an adoption takes a pass, some 10 µs, or a wake-up, some 50 µs.
+        const LOOK: Duration = Duration::from_micros(20);
+        self.generation += 1;
+        self.publisher.publish(Tables::new(self.generation, input));
+        let start = Instant::now();
+        for worker in &self.workers {
+            worker.bell.ring();
+            while worker.counters.generation.get() < self.generation {
+                if start.elapsed() > ADOPT_DEADLINE {
+                    let generation = self.generation;
+                    return Err(WorkersError::Stuck { worker: worker.id, generation });
+                }
+                std::thread::sleep(LOOK);
+            }
+        }
+        self.publisher.retire(self.generation);
+        Ok(())
+    }
+
+    /// Every worker.
+    #[must_use]
+    pub fn handles(&self) -> &[WorkerHandle] {
+        &self.workers
+    }
+
+    /// What sockets can do here.
+    #[must_use]
+    pub fn features(&self) -> SocketFeatures {
+        self.features
+    }
+
+    /// Counters of a port.
+    #[must_use]
+    pub fn counters(&self, id: PortId) -> Option<&Arc<PortCounters>> {
+        self.counters.get(&id)
+    }
+
+    /// Generation of the newest snapshot.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Stops the threads: what was received is forwarded first.
+    pub fn stop(&mut self) {
+        for worker in &mut self.workers {
+            // A worker that takes no orders cannot be waited for.
+            if worker.order(Command::Stop).is_ok()
+                && let Some(thread) = worker.thread.take()
+            {
+                let _joined = thread.join();
+            }
+        }
+    }
+}
+
+/// What exists of a worker before its thread.
+struct Foundation {
+    pool: FramePool,
+    bell: Arc<Bell>,
+    anchor: OwnedFd,
+    anchor_socket: Option<Socket>,
+    node_port: Option<XskPort>,
+    sentinels: Sentinels,
+}
+
+impl Foundation {
+    fn lay(
+        queue: Queue<'_>,
+        frames: u32,
+        features: SocketFeatures,
+        low: OwnedFd,
+    ) -> Result<Foundation, WorkersError> {
+        let worker = queue.queue as u16;
+        let start = |source| WorkersError::Start { worker, source };
+        let area = Area::map(frames)
+            .map_err(|source| WorkersError::Memory { worker, frames, source })?;
+        let area = Arc::new(area);
+        let mut pool = FramePool::new(area.clone());
+        let is_node = worker == 0;
+        let rings = if is_node { NODE_RINGS } else { ANCHOR_RINGS };
+        let socket =
+            Socket::bind(queue, &area, Memory::Own, rings, features, BIND_DEADLINE, |fill| {
+                if is_node {
+                    prefill(fill, &mut pool, NODE_SLOT, rings.fill);
+                }
+            })?;
+        let anchor = socket.fd().try_clone_to_owned().map_err(start)?;
+        let sentinels = Sentinels::bind(queue, anchor.as_fd(), low)?;
+        let (node_port, anchor_socket) = if is_node {
+            (Some(XskPort::new(socket, NODE_SLOT, rings)), None)
+        } else {
+            (None, Some(socket))
+        };
+        let bell = Arc::new(Bell::new().map_err(start)?);
+        Ok(Foundation { pool, bell, anchor, anchor_socket, node_port, sentinels })
+    }
+}
+
+/// A number that nobody outside can guess.
+fn random() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// The worker's thread.
+fn run(worker: Worker<XskPort>, rest: Rest, core: usize) {
+    let pinned = core_affinity::set_for_current(core_affinity::CoreId { id: core });
+    if !pinned {
+        tracing::warn!(core, "cannot pin a worker to this core");
+    }
+    let id = worker.run(rest);
+    tracing::debug!(worker = id.0, "stopped");
+}

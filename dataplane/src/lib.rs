@@ -1,0 +1,31 @@
+//! Forwards packets. Knows no JSON, netlink or Kubernetes word: control gives it ports and tables.
+//!
+//! Read [`worker`] first: it is the packet path, top to bottom.
+//!
+//! ```text
+//! drop, frame, port ◄── parse ◄── source, offload, checksum ◄── tables ◄── worker
+//!        ▲                                                                  │ owns
+//!        └── xsk (AF_XDP, the only unsafe), sim (a port in memory) ◄────────┘
+//! ```
+
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::panic))]
+
+pub mod checksum;
+pub mod counters;
+pub mod crossing;
+pub mod drop;
+pub mod frame;
+pub mod icmp;
+pub mod neighbor;
+pub mod offload;
+pub mod parse;
+pub mod port;
+pub mod publish;
+pub mod segment;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
+pub mod source;
+pub mod sync;
+pub mod tables;
+pub mod worker;
+pub mod xsk;

@@ -1,0 +1,228 @@
+//! What workers forward by: one immutable snapshot, built by control. A change is a new snapshot;
+//! workers adopt the newest between passes, so that no lock is on the packet path.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use hashbrown::{HashMap, HashSet};
+
+use crate::port::{Mac, PORTS_MAX, PortId, WorkerId};
+
+/// What is at the far end of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortKind {
+    /// A pod.
+    Pod,
+    /// The node itself: its processes, its kernel's routing, and all beyond.
+    Node,
+}
+
+/// A port as the path needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortSpec {
+    /// Its number.
+    pub id: PortId,
+    /// The worker that owns it.
+    pub worker: WorkerId,
+    /// What is at the far end.
+    pub kind: PortKind,
+    /// MAC address at the far end: the pod's, or viaduct0's.
+    pub mac: Mac,
+    /// Our MAC address on the link: the pod's gateway.
+    pub gateway_mac: Mac,
+    /// Route MTU in bytes of an IP packet: what the far end was told to send at most.
+    pub mtu: usize,
+    /// Addresses of the pod; empty for the node.
+    pub addresses: Vec<IpAddr>,
+    /// Whether the port takes checksums by TX metadata.
+    pub tx_checksum: bool,
+}
+
+impl PortSpec {
+    /// Whether the pod may use `src`.
+    #[must_use]
+    pub fn owns(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address)
+    }
+}
+
+/// An IP prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefix {
+    /// First address.
+    pub address: IpAddr,
+    /// Bits that count: at most 32 or 128.
+    pub len: u8,
+}
+
+impl Prefix {
+    /// Whether the prefix covers `address`; never across families.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match (self.address, address) {
+            (IpAddr::V4(prefix), IpAddr::V4(address)) => {
+                let differ = u32::from(prefix) ^ u32::from(address);
+                differ.checked_shr(32 - u32::from(self.len)).unwrap_or(0) == 0
+            }
+            (IpAddr::V6(prefix), IpAddr::V6(address)) => {
+                let differ = u128::from(prefix) ^ u128::from(address);
+                differ.checked_shr(128 - u32::from(self.len)).unwrap_or(0) == 0
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The snapshot.
+#[derive(Debug)]
+pub struct Tables {
+    generation: u64,
+    ports: Vec<Option<PortSpec>>,
+    local: HashMap<IpAddr, PortId>,
+    pod_cidrs: Vec<Prefix>,
+    node_port: Option<PortId>,
+    node_addresses: HashSet<IpAddr>,
+    icmp_source: (Ipv4Addr, Ipv6Addr),
+}
+
+/// What the snapshot is made from.
+#[derive(Clone, Debug, Default)]
+pub struct TablesInput {
+    /// Ports of pods, and the node port.
+    pub ports: Vec<PortSpec>,
+    /// The pod network of this node: an address in it without a pod is unreachable.
+    pub pod_cidrs: Vec<Prefix>,
+    /// Addresses of the node. The first of each family is the source of ICMP errors.
+    pub node_addresses: Vec<IpAddr>,
+}
+
+/// Source of ICMP errors on a node without an address: the gateway's, as pods know it.
+pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// As [`GATEWAY_V4`], for IPv6.
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// Where a packet goes.
+#[derive(Clone, Copy, Debug)]
+pub enum Route<'a> {
+    /// To a pod of this node.
+    Local(&'a PortSpec),
+    /// To the node, whose kernel routes it on.
+    Node(&'a PortSpec),
+    /// An address of the pod network that no pod has.
+    NoPod,
+    /// There is no node port.
+    Nowhere,
+}
+
+impl Tables {
+    /// Builds the snapshot. Panics when two ports have one number or one address: control's
+    /// state excludes both.
+    #[must_use]
+    pub fn new(generation: u64, input: TablesInput) -> Tables {
+        let TablesInput { ports: specs, pod_cidrs, node_addresses } = input;
+        let len = specs.iter().map(|port| usize::from(port.id.0) + 1).max().unwrap_or(0);
+        assert!(len <= PORTS_MAX, "control hands out port numbers below {PORTS_MAX}");
+        let mut ports: Vec<Option<PortSpec>> = vec![None; len];
+        let mut local = HashMap::new();
+        let mut node_port = None;
+        for spec in specs {
+            match spec.kind {
+                PortKind::Node => node_port = Some(spec.id),
+                PortKind::Pod => {
+                    for address in &spec.addresses {
+                        let other = local.insert(*address, spec.id);
+                        assert!(other.is_none(), "{address} belongs to one pod");
+                    }
+                }
+            }
+            let id = usize::from(spec.id.0);
+            assert!(ports[id].is_none(), "port {id} stands once");
+            ports[id] = Some(spec);
+        }
+        let first4 = node_addresses.iter().find_map(|address| match address {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        });
+        let first6 = node_addresses.iter().find_map(|address| match address {
+            IpAddr::V6(address) => Some(*address),
+            IpAddr::V4(_) => None,
+        });
+        Tables {
+            generation,
+            ports,
+            local,
+            pod_cidrs,
+            node_port,
+            icmp_source: (first4.unwrap_or(GATEWAY_V4), first6.unwrap_or(GATEWAY_V6)),
+            node_addresses: node_addresses.into_iter().collect(),
+        }
+    }
+
+    /// Number of the snapshot; higher is newer.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The port with this number.
+    #[inline]
+    #[must_use]
+    pub fn port(&self, id: PortId) -> Option<&PortSpec> {
+        self.ports.get(usize::from(id.0))?.as_ref()
+    }
+
+    /// Where to send a packet for `dst`: the decision table of the design's "who routes".
+    #[inline]
+    #[must_use]
+    pub fn route(&self, dst: IpAddr) -> Route<'_> {
+        if let Some(port) = self.local.get(&dst).and_then(|id| self.port(*id)) {
+            return Route::Local(port);
+        }
+        if self.pod_cidrs.iter().any(|prefix| prefix.contains(dst)) {
+            return Route::NoPod;
+        }
+        match self.node_port.and_then(|id| self.port(id)) {
+            Some(port) => Route::Node(port),
+            None => Route::Nowhere,
+        }
+    }
+
+    /// Whether `address` is the node's own.
+    #[inline]
+    #[must_use]
+    pub fn is_node(&self, address: IpAddr) -> bool {
+        self.node_addresses.contains(&address)
+    }
+
+    /// Source addresses of ICMP errors.
+    #[must_use]
+    pub fn icmp_source(&self) -> (Ipv4Addr, Ipv6Addr) {
+        self.icmp_source
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefix(text: &str) -> Prefix {
+        let (address, len) = text.split_once('/').unwrap();
+        Prefix { address: address.parse().unwrap(), len: len.parse().unwrap() }
+    }
+
+    #[test]
+    fn a_prefix_contains_its_first_and_last_address_and_not_the_next() {
+        for (text, first, last, next) in [
+            ("10.1.0.0/16", "10.1.0.0", "10.1.255.255", "10.2.0.0"),
+            ("10.1.2.3/32", "10.1.2.3", "10.1.2.3", "10.1.2.4"),
+            ("fd00::/64", "fd00::", "fd00::ffff:ffff:ffff:ffff", "fd00:0:0:1::"),
+            ("fd00::1/128", "fd00::1", "fd00::1", "fd00::2"),
+        ] {
+            let prefix = prefix(text);
+            assert!(prefix.contains(first.parse().unwrap()), "{text} {first}");
+            assert!(prefix.contains(last.parse().unwrap()), "{text} {last}");
+            assert!(!prefix.contains(next.parse().unwrap()), "{text} {next}");
+        }
+        assert!(prefix("0.0.0.0/0").contains("255.1.1.1".parse().unwrap()));
+        assert!(!prefix("0.0.0.0/0").contains("::1".parse().unwrap()));
+    }
+}

@@ -1,0 +1,507 @@
+//! The packet path, top to bottom.
+//!
+//! ```text
+//!             free frames
+//!          ▲              │ refill
+//!  reclaim │              ▼
+//!    completion         fill ──► kernel ──► rx ── receive ──► from_pod: parse → source → route
+//!         ▲                                                      │            │
+//!         │                          another worker ◄── cross ◄──┤            └► discard(reason)
+//!         │                                └── receive ──►┐      │
+//!         └──── kernel ◄── tx ◄── transmit ◄── to_pod ◄───┴──────┘
+//!                           (kick)
+//! ```
+//!
+//! A worker is one pinned thread. It owns the ports of the pods homed on it, their frames and
+//! everything stateful about these pods. The path has two halves: *from-pod* runs on the worker of
+//! the sender, *to-pod* on the worker of the receiver; where these differ the packet crosses one
+//! ring. From the node's port a packet enters like from a pod's.
+
+mod answer;
+mod command;
+mod cut;
+mod rest;
+
+use std::sync::Arc;
+
+use crate::checksum::decrement_ttl;
+use crate::counters::{PortCounters, WorkerCounters};
+use crate::crossing::{Bell, CrossingIn, CrossingOut, Received, Routed};
+use crate::drop::DropReason;
+use crate::frame::{FramePool, Packet};
+use crate::icmp::{ErrorKind, Limiter};
+use crate::offload::{self, Offload};
+use crate::parse::{self, Addresses, ETHERNET_BYTES, Headers, Parsed};
+use crate::port::{PacketIo, PortId, WorkerId};
+use crate::publish::Subscription;
+use crate::source;
+use crate::sync::{Ordering, fence};
+use crate::tables::{PortKind, PortSpec, Route, Tables};
+
+pub use command::{Command, CommandQueue, Event, EventQueue, queues};
+pub use rest::Rest;
+
+/// Packets taken from one port in one pass: the kernel's own NAPI budget, so that one busy port
+/// delays the others by no more than the kernel would.
+pub const BATCH_MAX: usize = 64;
+
+/// What a worker is made of.
+pub struct WorkerParts<P> {
+    /// Its number.
+    pub id: WorkerId,
+    /// Its frames.
+    pub pool: FramePool,
+    /// Where snapshots come from.
+    pub subscription: Subscription,
+    /// Orders of the control thread.
+    pub commands: CommandQueue<P>,
+    /// Answers to it.
+    pub events: EventQueue<P>,
+    /// Rings to the other workers, by worker number; its own place is `None`.
+    pub out: Vec<Option<CrossingOut>>,
+    /// Rings from the other workers.
+    pub incoming: Vec<CrossingIn>,
+    /// What wakes it.
+    pub bell: Arc<Bell>,
+    /// What it counts.
+    pub counters: Arc<WorkerCounters>,
+    /// Random and secret: decides which ICMP errors the limiter lets pass.
+    pub seed: u64,
+}
+
+/// A port that the worker owns.
+struct Port<P> {
+    id: PortId,
+    io: P,
+    counters: Arc<PortCounters>,
+    /// Something was queued since the last kick, or the kernel has not taken everything.
+    pending: bool,
+}
+
+/// One worker. Generic in the port alone: AF_XDP or simulated.
+pub struct Worker<P> {
+    id: WorkerId,
+    pool: FramePool,
+    subscription: Subscription,
+    tables: Arc<Tables>,
+    commands: CommandQueue<P>,
+    events: EventQueue<P>,
+    /// Ports in use, in no order; `slots` finds them by number.
+    ports: Vec<Port<P>>,
+    slots: Vec<Option<u16>>,
+    out: Vec<Option<CrossingOut>>,
+    incoming: Vec<CrossingIn>,
+    bell: Arc<Bell>,
+    counters: Arc<WorkerCounters>,
+    limiter: Limiter,
+    batch: Vec<Packet>,
+    now_ns: u64,
+    ports_added: bool,
+    stopping: bool,
+}
+
+/// Why a packet is not forwarded, and what its sender is told.
+struct Refusal {
+    reason: DropReason,
+    error: Option<ErrorKind>,
+}
+
+impl From<DropReason> for Refusal {
+    fn from(reason: DropReason) -> Refusal {
+        Refusal { reason, error: None }
+    }
+}
+
+/// What became of a packet in the from-pod half.
+enum Verdict {
+    /// It goes to another port.
+    Forward(Routed, Headers),
+    /// This answer goes back in its place: ARP and neighbour discovery.
+    Answer(Packet),
+}
+
+/// Which direction of a port's counters a packet belongs to.
+#[derive(Clone, Copy)]
+enum Direction {
+    FromPod,
+    ToPod,
+}
+
+impl<P: PacketIo> Worker<P> {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(parts: WorkerParts<P>) -> Worker<P> {
+        let WorkerParts {
+            id,
+            pool,
+            mut subscription,
+            commands,
+            events,
+            out,
+            incoming,
+            bell,
+            counters,
+            seed,
+        } = parts;
+        counters.frames_total.set(u64::from(pool.count().total));
+        Worker {
+            id,
+            tables: subscription.adopt().clone(),
+            pool,
+            subscription,
+            commands,
+            events,
+            ports: Vec::new(),
+            slots: vec![None; crate::port::PORTS_MAX],
+            out,
+            incoming,
+            bell,
+            counters,
+            limiter: Limiter::new(seed),
+            batch: Vec::with_capacity(BATCH_MAX),
+            now_ns: 0,
+            ports_added: false,
+            stopping: false,
+        }
+    }
+
+    /// One pass at monotonic time `now_ns`. Returns how many packets it took in. Every stage is
+    /// bounded by [`BATCH_MAX`] per port.
+    pub fn pass(&mut self, now_ns: u64) -> usize {
+        self.now_ns = now_ns;
+        self.obey(); // orders of control: ports come and go
+        self.adopt(); // the newest tables
+        let mut taken = 0;
+        for index in 0..self.ports.len() {
+            taken += self.serve(index); // reclaim, refill, receive, and each packet's from-pod half
+        }
+        for index in 0..self.incoming.len() {
+            taken += self.receive_crossings(index); // packets of other workers: the to-pod half
+        }
+        self.kick(); // wake the kernel and the workers that got something
+        self.counters.passes.add(1);
+        taken
+    }
+
+    /// Takes the newest snapshot; the old one is freed by control.
+    fn adopt(&mut self) {
+        let newest = self.subscription.adopt();
+        if newest.generation() != self.tables.generation() {
+            self.tables = newest.clone();
+            // Release: pairs with the fence in `Publisher::retire`; who reads the generation set
+            // below may rely on our having let go of every older snapshot.
+            fence(Ordering::Release);
+        }
+        self.counters.generation.set(self.tables.generation());
+    }
+
+    /// Moves frames of one port, and forwards what it has received.
+    fn serve(&mut self, index: usize) -> usize {
+        let port = &mut self.ports[index];
+        port.io.reclaim(&mut self.pool);
+        port.io.refill(&mut self.pool);
+        let mut batch = std::mem::take(&mut self.batch);
+        let bad = port.io.receive(&mut self.pool, &mut batch, BATCH_MAX);
+        if bad > 0 {
+            port.counters.from_pod.drops[DropReason::BadDescriptor as usize].add(bad);
+        }
+        let taken = batch.len();
+        self.counters.received.add(taken as u64);
+        for packet in batch.drain(..) {
+            self.forward(index, packet);
+        }
+        self.batch = batch;
+        taken
+    }
+
+    /// One packet from a port of ours. Read this to know what the product does.
+    fn forward(&mut self, ingress: usize, mut packet: Packet) {
+        let counters = &self.ports[ingress].counters.from_pod;
+        counters.packets.add(1);
+        counters.bytes.add(packet.len() as u64);
+        let tables = self.tables.clone();
+        let Some(port) = tables.port(self.ports[ingress].id) else {
+            return self.discard(ingress, Direction::FromPod, packet, DropReason::PortDown);
+        };
+        match self.from_pod(&tables, port, &mut packet) {
+            Ok(Verdict::Forward(routed, headers)) => {
+                let counters = &self.ports[ingress].counters.from_pod;
+                counters.wire_packets.add(u64::from(routed.wire_packets));
+                counters.wire_bytes.add(u64::from(routed.wire_bytes));
+                self.rewrite(&tables, port, routed.egress, &mut packet, &headers);
+                self.hand_over(&tables, ingress, packet, routed, &headers);
+            }
+            Ok(Verdict::Answer(answer)) => {
+                self.pool.release(packet);
+                self.send_back(ingress, answer);
+            }
+            Err(refusal) => {
+                if let Some(error) = refusal.error {
+                    self.send_icmp_error(&tables, ingress, port, &packet, error);
+                }
+                self.discard(ingress, Direction::FromPod, packet, refusal.reason);
+            }
+        }
+    }
+
+    /// The from-pod half, on the sender's worker: may this packet be sent, and where does it go?
+    /// (Connection lookup, egress policy and the egress shaper join between `source` and `route`.)
+    fn from_pod(
+        &mut self,
+        tables: &Tables,
+        port: &PortSpec,
+        packet: &mut Packet,
+    ) -> Result<Verdict, Refusal> {
+        let headers = match parse::headers(self.pool.head(packet), packet.len())? {
+            Parsed::Arp { .. } => return self.answer_arp(port, packet).map(Verdict::Answer),
+            Parsed::Ip(headers) => headers,
+        };
+        source::check(port, &headers)?;
+        if headers.is_link_control() {
+            return self.answer_neighbor_discovery(port, packet).map(Verdict::Answer);
+        }
+        check_link(port, &headers)?;
+        source::check_martians(&headers)?;
+        let mut offload = offload::of_packet(self.pool.head(packet), &headers)?;
+        let egress = route(tables, port, &headers)?;
+        check_hop_limit(port, egress, &headers)?;
+        let wire = self.fit(port, egress, packet, &headers, &offload)?;
+        offload.gso_size = wire.segment_size; // cut as counted, also where nobody said
+        if headers.len < packet.len() {
+            self.pool.truncate(packet, headers.len); // Ethernet padding
+        }
+        let routed = Routed {
+            egress: egress.id,
+            offload,
+            wire_packets: wire.packets as u32,
+            wire_bytes: wire.bytes as u32,
+        };
+        Ok(Verdict::Forward(routed, headers))
+    }
+
+    /// MACs of the next link, and the hop limit: between pods we are a router; to and from the
+    /// node we and the node's kernel are one router, and the kernel decrements what it forwards.
+    fn rewrite(
+        &mut self,
+        tables: &Tables,
+        ingress: &PortSpec,
+        egress: PortId,
+        packet: &mut Packet,
+        headers: &Headers,
+    ) {
+        let Some(egress) = tables.port(egress) else { return };
+        let head = self.pool.head_mut(packet);
+        head[..6].copy_from_slice(&egress.mac);
+        head[6..12].copy_from_slice(&egress.gateway_mac);
+        if !routes_between(ingress, egress) {
+            return;
+        }
+        match headers.addresses {
+            Addresses::V4 { .. } => {
+                let ip = head[ETHERNET_BYTES..].first_chunk_mut().expect("parsed as IPv4");
+                decrement_ttl(ip).expect("the hop limit was checked");
+            }
+            Addresses::V6 { .. } => head[ETHERNET_BYTES + 7] -= 1,
+        }
+    }
+
+    /// To the receiver's worker: this one, or another by its ring.
+    fn hand_over(
+        &mut self,
+        tables: &Tables,
+        ingress: usize,
+        packet: Packet,
+        routed: Routed,
+        headers: &Headers,
+    ) {
+        let Some(egress) = tables.port(routed.egress) else {
+            return self.discard(ingress, Direction::FromPod, packet, DropReason::PortDown);
+        };
+        if self.must_cut(tables, egress, &packet, &routed, headers) {
+            return self.cut(ingress, egress, packet, routed, headers);
+        }
+        self.pass_on(ingress, egress.worker, packet, routed);
+    }
+
+    /// A packet that leaves as it is.
+    fn pass_on(&mut self, ingress: usize, worker: WorkerId, packet: Packet, routed: Routed) {
+        if worker == self.id {
+            return self.to_pod(packet, routed);
+        }
+        let crossed = match self.out.get_mut(usize::from(worker.0)).and_then(Option::as_mut) {
+            Some(out) => out.send(&mut self.pool, packet, routed),
+            None => Err(packet),
+        };
+        match crossed {
+            Ok(()) => self.counters.crossed_out.add(1),
+            Err(packet) => {
+                self.discard(ingress, Direction::FromPod, packet, DropReason::CrossingFull);
+            }
+        }
+    }
+
+    /// The to-pod half, on the receiver's worker. (hostPort DNAT, connection lookup, ingress
+    /// policy and the ingress shaper join here, before the packet is queued.)
+    fn to_pod(&mut self, mut packet: Packet, routed: Routed) {
+        let Some(index) = self.slots[usize::from(routed.egress.0)].map(usize::from) else {
+            // The port went while the packet was under way: nobody is left to count it for.
+            self.counters.dropped.add(1);
+            return self.pool.release(packet);
+        };
+        let tx_checksum = self.tables.port(routed.egress).is_none_or(|port| port.tx_checksum);
+        let mut partial = routed.offload.partial;
+        if let Some(open) = partial.filter(|_| !tx_checksum) {
+            self.complete_checksum(&mut packet, open);
+            partial = None;
+        }
+        let len = packet.len();
+        let port = &mut self.ports[index];
+        match port.io.transmit(&mut self.pool, packet, partial) {
+            Ok(()) => {
+                port.pending = true;
+                let counters = &port.counters.to_pod;
+                counters.packets.add(1);
+                counters.bytes.add(len as u64);
+                counters.wire_packets.add(u64::from(routed.wire_packets));
+                counters.wire_bytes.add(u64::from(routed.wire_bytes));
+                self.counters.sent.add(1);
+            }
+            Err(packet) => {
+                self.discard(index, Direction::ToPod, packet, DropReason::TxRingFull);
+            }
+        }
+    }
+
+    /// Takes packets of one other worker.
+    fn receive_crossings(&mut self, from: usize) -> usize {
+        let mut taken = 0;
+        while taken < BATCH_MAX {
+            match self.incoming[from].receive(&mut self.pool) {
+                None => break,
+                Some(Received::Packet(packet, routed)) => {
+                    self.counters.crossed_in.add(1);
+                    self.to_pod(packet, routed);
+                }
+                Some(Received::NoFrames(routed)) => {
+                    self.counters.crossed_in.add(1);
+                    self.counters.dropped.add(1);
+                    if let Some(index) = self.slots[usize::from(routed.egress.0)] {
+                        self.ports[usize::from(index)].counters.to_pod.drop(DropReason::NoFrames);
+                    }
+                }
+            }
+            taken += 1;
+        }
+        taken
+    }
+
+    /// Wakes the kernel for ports that have something to send, and the workers that were sent
+    /// something; takes back what they have copied.
+    fn kick(&mut self) {
+        for port in self.ports.iter_mut().filter(|port| port.pending) {
+            let kicked = port.io.kick();
+            port.pending = kicked.pending;
+            if kicked.refused > 0 {
+                // Counted as sent when it was queued; the interface has refused it since.
+                port.counters.to_pod.drops[DropReason::TxRefused as usize].add(kicked.refused);
+            }
+        }
+        for out in self.out.iter_mut().flatten() {
+            out.ring_bell();
+            out.take_returned(&mut self.pool);
+        }
+    }
+
+    /// The one exit of a packet that is not forwarded: counts it, frees its frames.
+    fn discard(&mut self, port: usize, direction: Direction, packet: Packet, reason: DropReason) {
+        let counters = &self.ports[port].counters;
+        match direction {
+            Direction::FromPod => counters.from_pod.drop(reason),
+            Direction::ToPod => counters.to_pod.drop(reason),
+        }
+        self.counters.dropped.add(1);
+        self.pool.release(packet);
+    }
+
+    /// What the packet is on a wire, if it may go there.
+    fn fit(
+        &self,
+        ingress: &PortSpec,
+        egress: &PortSpec,
+        packet: &Packet,
+        headers: &Headers,
+        offload: &Offload,
+    ) -> Result<offload::OnWire, Refusal> {
+        // The sender was told its own route MTU; what it left uncut is cut to that.
+        let mtu = ingress.mtu.min(egress.mtu);
+        let wire = offload.on_wire(self.pool.head(packet), headers, mtu)?;
+        let too_big = egress.kind == PortKind::Pod && wire.largest - ETHERNET_BYTES > egress.mtu;
+        if too_big && headers.dont_fragment {
+            let error = ErrorKind::TooBig { mtu: egress.mtu as u32 };
+            return Err(Refusal { reason: DropReason::MtuExceeded, error: Some(error) });
+        }
+        Ok(wire)
+    }
+}
+
+/// A unicast packet must have been sent to the gateway's MAC.
+fn check_link(port: &PortSpec, headers: &Headers) -> Result<(), DropReason> {
+    if headers.dst_mac == port.gateway_mac {
+        return Ok(());
+    }
+    let multicast = headers.dst_mac[0] & 1 != 0;
+    let to_group = match headers.addresses {
+        Addresses::V4 { dst, .. } => dst.is_multicast() || dst.is_broadcast(),
+        Addresses::V6 { dst, .. } => dst.is_multicast(),
+    };
+    match (multicast, to_group) {
+        (true, true) => Ok(()), // dropped as multicast by the next check
+        (true, false) => Err(DropReason::LinkMulticast),
+        (false, _) => Err(DropReason::OtherHost),
+    }
+}
+
+/// The port a packet leaves by.
+fn route<'a>(
+    tables: &'a Tables,
+    ingress: &PortSpec,
+    headers: &Headers,
+) -> Result<&'a PortSpec, Refusal> {
+    if headers.icmp_type == Some(5) && matches!(headers.addresses, Addresses::V4 { .. }) {
+        return Err(DropReason::IcmpRedirect.into());
+    }
+    match (tables.route(headers.destination()), ingress.kind) {
+        (Route::Local(port), _) => Ok(port),
+        (Route::Node(port), PortKind::Pod) => Ok(port),
+        (Route::NoPod, _) => Err(Refusal {
+            reason: DropReason::NoPod,
+            error: Some(ErrorKind::HostUnreachable),
+        }),
+        (Route::Node(_), PortKind::Node) => Err(DropReason::NotOurs.into()),
+        (Route::Nowhere, _) => Err(Refusal {
+            reason: DropReason::NoRoute,
+            error: Some(ErrorKind::NetUnreachable),
+        }),
+    }
+}
+
+/// Whether we are a hop between the two: not when one of them is the node itself.
+fn routes_between(ingress: &PortSpec, egress: &PortSpec) -> bool {
+    ingress.kind == PortKind::Pod && egress.kind == PortKind::Pod
+}
+
+/// RFC 1812 §5.3.1, RFC 4443 §3.3: what would leave with hop limit 0 does not leave.
+fn check_hop_limit(
+    ingress: &PortSpec,
+    egress: &PortSpec,
+    headers: &Headers,
+) -> Result<(), Refusal> {
+    if routes_between(ingress, egress) && headers.hop_limit <= 1 {
+        return Err(Refusal {
+            reason: DropReason::TtlExpired,
+            error: Some(ErrorKind::TimeExceeded),
+        });
+    }
+    Ok(())
+}
+

@@ -1,0 +1,115 @@
+//! Orders of the control thread to a worker, and the worker's answers: ports come and go.
+
+use std::sync::Arc;
+
+use rtrb::{Consumer, Producer, RingBuffer};
+
+use super::{Port, Worker};
+use crate::counters::PortCounters;
+use crate::drop::DropReason;
+use crate::port::{PacketIo, PortId};
+
+/// Orders under way at most: a hundred ADDs at once, each with two orders, fit.
+const QUEUE_LEN: usize = 1024;
+
+/// An order.
+#[derive(Debug)]
+pub enum Command<P> {
+    /// Serve this port from now on.
+    AddPort {
+        /// Its number: free, or reclaimed before.
+        id: PortId,
+        /// Its rings.
+        io: Box<P>,
+        /// Where to count.
+        counters: Arc<PortCounters>,
+    },
+    /// Serve it no more, and give its rings back by [`Event::Removed`].
+    RemovePort(PortId),
+    /// The port's socket is closed: take back the frames that its rings held.
+    ReclaimPort(PortId),
+    /// Serve what is there and stop.
+    Stop,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub enum Event<P> {
+    /// The rings of a removed port, to be closed by control.
+    Removed(PortId, Box<P>),
+    /// The frames of a closed port are free; its number can be used again.
+    Reclaimed(PortId),
+}
+
+/// The worker's end of the orders.
+pub type CommandQueue<P> = Consumer<Command<P>>;
+/// The worker's end of the answers.
+pub type EventQueue<P> = Producer<Event<P>>;
+
+/// The ends of both queues: (control's, worker's).
+#[must_use]
+#[allow(clippy::type_complexity)] // Four ends, in pairs; a struct would only rename them.
+pub fn queues<P>() -> ((Producer<Command<P>>, Consumer<Event<P>>), (CommandQueue<P>, EventQueue<P>))
+{
+    let (command_in, command_out) = RingBuffer::new(QUEUE_LEN);
+    let (event_in, event_out) = RingBuffer::new(QUEUE_LEN);
+    ((command_in, event_out), (command_out, event_in))
+}
+
+impl<P: PacketIo> Worker<P> {
+    /// Carries out what control ordered since the last pass.
+    pub(super) fn obey(&mut self) {
+        while self.events.slots() > 0 {
+            let Ok(command) = self.commands.pop() else { return };
+            match command {
+                Command::AddPort { id, io, counters } => self.add_port(id, *io, counters),
+                Command::RemovePort(id) => self.remove_port(id),
+                Command::ReclaimPort(id) => {
+                    self.pool.reclaim_port(id.0);
+                    self.tell(Event::Reclaimed(id));
+                }
+                Command::Stop => self.stopping = true,
+            }
+        }
+    }
+
+    fn add_port(&mut self, id: PortId, io: P, counters: Arc<PortCounters>) {
+        let slot = usize::from(id.0);
+        assert!(self.slots[slot].is_none(), "control adds a port once");
+        let mut port = Port { id, io, counters, pending: false };
+        port.io.refill(&mut self.pool);
+        self.slots[slot] = Some(self.ports.len() as u16);
+        self.ports.push(port);
+        self.ports_added = true;
+    }
+
+    fn remove_port(&mut self, id: PortId) {
+        let Some(index) = self.slots[usize::from(id.0)].take() else { return };
+        let index = usize::from(index);
+        self.mirror_kernel_drops(index);
+        let port = self.ports.swap_remove(index);
+        if let Some(moved) = self.ports.get(index) {
+            self.slots[usize::from(moved.id.0)] = Some(index as u16);
+        }
+        self.tell(Event::Removed(id, Box::new(port.io)));
+    }
+
+    fn tell(&mut self, event: Event<P>) {
+        let told = self.events.push(event);
+        assert!(told.is_ok(), "a slot was free before the order was taken");
+    }
+
+    /// What the kernel dropped at the socket becomes reasons of the port.
+    pub(super) fn mirror_kernel_drops(&mut self, index: usize) {
+        let port = &self.ports[index];
+        let drops = port.io.kernel_drops();
+        for (counters, reason, value) in [
+            (&port.counters.from_pod, DropReason::RxDropped, drops.rx_dropped),
+            (&port.counters.from_pod, DropReason::RxRingFull, drops.rx_ring_full),
+            (&port.counters.from_pod, DropReason::RxFillEmpty, drops.rx_fill_empty),
+            (&port.counters.to_pod, DropReason::TxInvalid, drops.tx_invalid),
+        ] {
+            counters.drops[reason as usize].set(value);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Super-packets that leave the node are cut here: beyond the node port lie wires, and the
+//! node's kernel, which gets them without their segment size, would find them too long. So are
+//! UDP super-packets wherever they go.
+
+use super::{Direction, Worker};
+use crate::checksum::{Sum, udp_field};
+use crate::crossing::Routed;
+use crate::drop::DropReason;
+use crate::frame::Packet;
+use crate::parse::{ETHERNET_BYTES, Headers, protocol};
+use crate::port::{PacketIo, Partial};
+use crate::segment::{Segmenter, SuperPacket};
+use crate::tables::{PortKind, PortSpec, Tables};
+
+impl<P: PacketIo> Worker<P> {
+    /// Whether a packet must be cut before it leaves by `egress`. A stream stays whole between
+    /// pods and for the node's own addresses. Datagrams never do: each is a message, and who got
+    /// several as one could not tell where they end.
+    pub(super) fn must_cut(
+        &self,
+        tables: &Tables,
+        egress: &PortSpec,
+        packet: &Packet,
+        routed: &Routed,
+        headers: &Headers,
+    ) -> bool {
+        let datagrams = headers.protocol == protocol::UDP && !routed.offload.encapsulated;
+        let leaves_node =
+            egress.kind == PortKind::Node && !tables.is_node(headers.destination());
+        let too_long = packet.len() - ETHERNET_BYTES > egress.mtu;
+        routed.wire_packets > 1 && (datagrams || leaves_node && too_long)
+    }
+
+    /// Cuts a packet and passes its segments on.
+    pub(super) fn cut(
+        &mut self,
+        ingress: usize,
+        egress: &PortSpec,
+        packet: Packet,
+        routed: Routed,
+        headers: &Headers,
+    ) {
+        if routed.offload.encapsulated {
+            let reason = DropReason::EncapsulatedSuperPacket;
+            return self.discard(ingress, Direction::FromPod, packet, reason);
+        }
+        match self.segments(&packet, &routed, headers) {
+            Ok(mut segmenter) => {
+                self.send_segments(ingress, egress, &packet, routed, &mut segmenter);
+                // The super-packet was received once and leaves as its segments: each but one
+                // was generated here, and each was sent or dropped.
+                self.pool.release(packet);
+            }
+            Err(reason) => self.discard(ingress, Direction::FromPod, packet, reason),
+        }
+    }
+
+    fn segments(
+        &self,
+        packet: &Packet,
+        routed: &Routed,
+        headers: &Headers,
+    ) -> Result<Segmenter, DropReason> {
+        let head = self.pool.head(packet);
+        let offload = &routed.offload;
+        let header_len = offload.header_len(head, headers);
+        Segmenter::new(SuperPacket {
+            header: head.get(..header_len).ok_or(DropReason::BadMarker)?,
+            l3_offset: ETHERNET_BYTES,
+            l4_offset: headers.l4_offset,
+            gso_size: offload.gso_size,
+            payload_bytes: headers.len - header_len,
+        })
+        .map_err(|_| DropReason::BadMarker)
+    }
+
+    fn send_segments(
+        &mut self,
+        ingress: usize,
+        egress: &PortSpec,
+        packet: &Packet,
+        routed: Routed,
+        segmenter: &mut Segmenter,
+    ) {
+        let header_len = segmenter.header_bytes();
+        self.counters.generated.add(segmenter.segments() as u64 - 1);
+        let mut left = segmenter.segments();
+        let mut header = [0; crate::segment::HEADER_BYTES_MAX];
+        while let Ok(Some(segment)) = segmenter.next(&mut header) {
+            let len = header_len + segment.payload_bytes;
+            let Some(mut piece) = self.pool.chain(len) else { break };
+            let bytes = self.pool.head_mut(&mut piece);
+            bytes[..header_len].copy_from_slice(&header[..header_len]);
+            let from = header_len + segment.payload_offset;
+            self.pool.copy_between(packet, from, &mut piece, header_len);
+            let mut routed = routed;
+            (routed.wire_packets, routed.wire_bytes) = (1, len as u32);
+            routed.offload.gso_size = 0;
+            self.pass_on(ingress, egress.worker, piece, routed);
+            left -= 1;
+        }
+        // Out of frames in the middle: what is missing is lost, as on a wire.
+        self.counters.dropped.add(left as u64);
+        self.ports[ingress].counters.from_pod.drops[DropReason::NoFrames as usize].add(left as u64);
+    }
+
+    /// Completes a checksum in software, for a port that has no TX metadata.
+    pub(super) fn complete_checksum(&mut self, packet: &mut Packet, partial: Partial) {
+        let start = usize::from(partial.start);
+        let field = start + usize::from(partial.offset);
+        let mut sum = Sum::default();
+        let mut skip = start;
+        for piece in self.pool.pieces(packet) {
+            let skipped = skip.min(piece.len());
+            sum = sum.add_bytes(&piece[skipped..]);
+            skip -= skipped;
+        }
+        // The field holds the pseudo-header sum, so the sum over all is that of a packet with a
+        // field of zero plus its pseudo-header.
+        let check = sum.checksum();
+        let udp = partial.offset == UDP_FIELD;
+        let check = if udp { udp_field(check) } else { check };
+        if let Some(field) = self.pool.head_mut(packet).get_mut(field..field + 2) {
+            field.copy_from_slice(&check.to_be_bytes());
+        }
+    }
+}
+
+/// Offset of the checksum in a UDP header: 0 there means that there is none.
+const UDP_FIELD: u16 = 6;

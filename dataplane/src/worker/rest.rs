@@ -1,0 +1,152 @@
+//! The worker's thread: passes while there is work, sleep when there is none, housekeeping now
+//! and then.
+
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll;
+use rustix::fd::OwnedFd;
+
+use super::Worker;
+use crate::port::{PacketIo, WorkerId};
+
+/// Empty passes before the worker sleeps. Few, because on a node with as many busy pods as cores
+/// a spinning worker takes the CPU that a pod would use to send.
+const SPIN_PASSES: u32 = 20;
+
+/// Longest sleep: the kernel's drop counters are mirrored this often on an idle node.
+const SLEEP_MAX: Duration = Duration::from_millis(250);
+
+/// Between two rounds of housekeeping on a busy node.
+const HOUSEKEEPING_NS: u64 = 100_000_000;
+
+/// What a sleeping worker waits on: its bell, and the ports' sockets.
+#[derive(Debug)]
+pub struct Rest {
+    epoll: OwnedFd,
+}
+
+impl Rest {
+    /// Waits on nothing yet.
+    pub fn new() -> std::io::Result<Rest> {
+        Ok(Rest { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)? })
+    }
+}
+
+impl<P: PacketIo> Worker<P> {
+    /// Runs until ordered to stop. Returns the worker's number for the log.
+    pub fn run(mut self, rest: Rest) -> WorkerId {
+        let start = Instant::now();
+        let bell = self.bell.clone();
+        watch(&rest, bell.event(), BELL);
+        let mut woken_by = Vec::with_capacity(1);
+        let mut idle = 0;
+        let mut housekept = 0;
+        while !self.stopping {
+            let now_ns = nanoseconds(start);
+            let taken = self.pass(now_ns);
+            if std::mem::take(&mut self.ports_added) {
+                // A closed socket leaves epoll by itself; a new one must join.
+                self.watch_ports(&rest);
+            }
+            if taken > 0 {
+                idle = 0;
+                self.counters.busy_ns.add(nanoseconds(start) - now_ns);
+            } else {
+                idle += 1;
+            }
+            if now_ns - housekept >= HOUSEKEEPING_NS {
+                housekept = now_ns;
+                self.housekeep(now_ns);
+            }
+            if idle >= SPIN_PASSES {
+                self.housekeep_cheaply(now_ns);
+                self.sleep(&rest, &mut woken_by);
+            }
+        }
+        self.drain();
+        self.id
+    }
+
+    /// Sleeps until a packet, the bell or the longest sleep.
+    fn sleep(&mut self, rest: &Rest, woken_by: &mut Vec<epoll::Event>) {
+        self.bell.going_to_sleep();
+        // What came in between is seen now, or rings the bell from now on.
+        let newest = self.subscription.adopt().generation();
+        let waiting = !self.commands.is_empty()
+            || newest != self.tables.generation()
+            || self.incoming.iter().any(|i| !i.is_empty());
+        if !waiting {
+            let timeout = rustix::event::Timespec {
+                tv_sec: 0,
+                tv_nsec: SLEEP_MAX.as_nanos() as i64,
+            };
+            // Who it was does not matter: the next pass looks at every port.
+            woken_by.clear();
+            let events = rustix::buffer::spare_capacity(woken_by);
+            // An interrupted sleep is a short one.
+            let _woken = epoll::wait(&rest.epoll, events, Some(&timeout));
+        }
+        self.bell.awake();
+    }
+
+    fn watch_ports(&self, rest: &Rest) {
+        for port in &self.ports {
+            if let Some(fd) = port.io.readiness() {
+                watch(rest, fd, u64::from(port.id.0));
+            }
+        }
+    }
+
+    /// Everything that is not per packet.
+    fn housekeep(&mut self, now_ns: u64) {
+        for index in 0..self.ports.len() {
+            self.mirror_kernel_drops(index);
+        }
+        self.housekeep_cheaply(now_ns);
+    }
+
+    /// The part of housekeeping that makes no system call: done before every sleep, so that the
+    /// counters of a sleeping worker are exact.
+    fn housekeep_cheaply(&mut self, now_ns: u64) {
+        self.counters.running_ns.set(now_ns);
+        self.publish_frame_counts();
+    }
+
+    /// Publishes where the frames are.
+    pub fn publish_frame_counts(&mut self) {
+        let count = self.pool.count();
+        debug_assert!(count.conserved(), "frame law: {count:?}");
+        self.counters.frames_free.set(u64::from(count.free + count.work));
+        self.counters.frames_rx.set(u64::from(count.rx));
+        self.counters.frames_tx.set(u64::from(count.tx));
+        self.counters.frames_crossing.set(u64::from(count.crossing));
+    }
+
+    /// Stop is designed: what was received is served, what was queued is sent.
+    fn drain(&mut self) {
+        /// Passes until rings that nobody fills any more are empty.
+        const PASSES_MAX: u32 = 64;
+        for _ in 0..PASSES_MAX {
+            if self.pass(self.now_ns) == 0 {
+                break;
+            }
+        }
+        self.publish_frame_counts();
+    }
+}
+
+/// Token of the bell: no port number.
+const BELL: u64 = u64::MAX;
+
+fn watch(rest: &Rest, fd: rustix::fd::BorrowedFd<'_>, token: u64) {
+    let added = epoll::add(&rest.epoll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN);
+    assert!(
+        matches!(added, Ok(()) | Err(rustix::io::Errno::EXIST)),
+        "epoll takes any live descriptor: {added:?}"
+    );
+}
+
+fn nanoseconds(start: Instant) -> u64 {
+    // 584 years.
+    start.elapsed().as_nanos() as u64
+}

@@ -1,0 +1,9 @@
+//! AF_XDP and the BPF programs around it: the only `unsafe` of the project.
+
+pub mod area;
+pub mod cursor;
+pub mod port;
+pub mod program;
+pub mod ring;
+pub mod sentinel;
+pub mod socket;

@@ -1,0 +1,193 @@
+//! A port over AF_XDP: `PacketIo` on the four rings of one socket.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use libc::{XDP_PKT_CONTD, XDP_TX_METADATA, xdp_desc};
+use rustix::io::Errno;
+use rustix::net::{SendFlags, sockopt};
+
+use super::socket::{RingSizes, Socket, TX_METADATA_BYTES};
+use crate::frame::{FRAME_BYTES, FramePool, HEADROOM, Packet};
+use crate::port::{KernelDrops, Kicked, PacketIo, Partial};
+
+/// `XDP_TXMD_FLAGS_CHECKSUM` (Documentation/networking/xsk-tx-metadata.rst).
+const TXMD_CHECKSUM: u64 = 1 << 1;
+
+/// Wake-ups tried in one kick: each sends a ring full, or stops at one refused packet.
+const KICKS_MAX: u32 = 64;
+
+/// Rings of a pod's port. 128 frames to receive into: 64 were enough for full TCP speed, and what
+/// lies in a fill ring cannot be taken back. The tx ring holds 56 super-packets of 18 frames.
+pub const POD_RINGS: RingSizes = RingSizes { fill: 128, completion: 1024, rx: 256, tx: 1024 };
+
+/// Rings of the node port: it carries the node's own traffic, and all of the pods' to the outside.
+pub const NODE_RINGS: RingSizes = RingSizes { fill: 512, completion: 2048, rx: 512, tx: 2048 };
+
+/// A bound socket as a port.
+#[derive(Debug)]
+pub struct XskPort {
+    socket: Socket,
+    slot: u16,
+    fill_max: u32,
+    /// A packet whose last descriptor has not arrived, though rings deliver whole packets.
+    partial: Option<Packet>,
+    uncommitted: bool,
+}
+
+impl XskPort {
+    /// A port in `slot` on a socket with rings of `sizes`.
+    #[must_use]
+    pub fn new(socket: Socket, slot: u16, sizes: RingSizes) -> XskPort {
+        XskPort { socket, slot, fill_max: sizes.fill, partial: None, uncommitted: false }
+    }
+
+    /// The socket, for the socket map and for sharing its memory.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.fd.as_fd()
+    }
+
+    /// Slot of the port.
+    #[must_use]
+    pub fn slot(&self) -> u16 {
+        self.slot
+    }
+
+    /// Writes the request to complete a checksum before the packet's bytes.
+    fn write_metadata(&self, pool: &mut FramePool, packet: &mut Packet, partial: Partial) {
+        let metadata = pool.before_head(packet, TX_METADATA_BYTES as usize);
+        metadata.fill(0);
+        metadata[..8].copy_from_slice(&TXMD_CHECKSUM.to_ne_bytes());
+        metadata[8..10].copy_from_slice(&partial.start.to_ne_bytes());
+        metadata[10..12].copy_from_slice(&partial.offset.to_ne_bytes());
+    }
+}
+
+const _: () = assert!(HEADROOM as u32 >= TX_METADATA_BYTES);
+const _: () = assert!(FRAME_BYTES.is_power_of_two());
+
+impl PacketIo for XskPort {
+    fn receive(&mut self, pool: &mut FramePool, batch: &mut Vec<Packet>, room: usize) -> u64 {
+        let mut bad = 0;
+        let full = batch.len() + room;
+        while batch.len() < full {
+            let Some(descriptor) = self.socket.rx.pop() else { break };
+            let Some(piece) = pool.from_rx(self.slot, descriptor.addr, descriptor.len) else {
+                bad += 1;
+                continue;
+            };
+            let packet = match self.partial.take() {
+                None => piece,
+                Some(mut chain) => match pool.append(&mut chain, piece) {
+                    Ok(()) => chain,
+                    Err(piece) => {
+                        // More than 18 frames: no packet that the kernel would send on.
+                        pool.release(piece);
+                        pool.release(chain);
+                        bad += 1;
+                        continue;
+                    }
+                },
+            };
+            if descriptor.options & XDP_PKT_CONTD == 0 {
+                batch.push(packet);
+            } else {
+                self.partial = Some(packet);
+            }
+        }
+        self.socket.rx.release();
+        bad
+    }
+
+    fn transmit(
+        &mut self,
+        pool: &mut FramePool,
+        mut packet: Packet,
+        partial: Option<Partial>,
+    ) -> Result<(), Packet> {
+        if !self.socket.tx.fits(packet.frames() as u32) {
+            return Err(packet);
+        }
+        let mut options = 0;
+        if let Some(partial) = partial {
+            self.write_metadata(pool, &mut packet, partial);
+            options = XDP_TX_METADATA;
+        }
+        let tx = &mut self.socket.tx;
+        pool.to_tx(packet, self.slot, |piece| {
+            let more = if piece.last { 0 } else { XDP_PKT_CONTD };
+            tx.push(xdp_desc { addr: piece.address, len: piece.len, options: options | more });
+            options = 0;
+        });
+        self.uncommitted = true;
+        Ok(())
+    }
+
+    fn reclaim(&mut self, pool: &mut FramePool) {
+        while let Some(address) = self.socket.completion.pop() {
+            // An address that is not in our tx ring is the kernel's error; believing it would
+            // free a frame twice.
+            let _known = pool.complete(self.slot, address);
+        }
+        self.socket.completion.release();
+    }
+
+    fn refill(&mut self, pool: &mut FramePool) {
+        let room = self.socket.fill.room(self.fill_max);
+        for _ in 0..room {
+            let Some(frame) = pool.take() else { break };
+            self.socket.fill.push(pool.to_rx(frame, self.slot));
+        }
+        if room > 0 {
+            self.socket.fill.commit();
+        }
+    }
+
+    fn kick(&mut self) -> Kicked {
+        let mut kicked = Kicked::default();
+        if !self.uncommitted {
+            return kicked;
+        }
+        self.socket.tx.commit();
+        for _ in 0..KICKS_MAX {
+            if !self.socket.tx.needs_wakeup() {
+                break;
+            }
+            match rustix::net::send(&self.socket.fd, &[], SendFlags::DONTWAIT) {
+                Ok(_) => {}
+                // The interface refused one packet and the kernel went no further
+                // (net/xdp/xsk.c, __xsk_generic_xmit).
+                Err(Errno::BUSY) => kicked.refused += 1,
+                // The send buffer is full, or memory is short: try again in the next pass.
+                Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => break,
+                Err(_) => {
+                    kicked.gone = true;
+                    break;
+                }
+            }
+            if self.socket.tx.pending() == 0 {
+                break;
+            }
+        }
+        kicked.pending = self.socket.tx.pending() > 0 && !kicked.gone;
+        self.uncommitted = kicked.pending;
+        kicked
+    }
+
+    fn kernel_drops(&self) -> KernelDrops {
+        match sockopt::xdp_statistics(&self.socket.fd) {
+            Ok(statistics) => KernelDrops {
+                rx_dropped: statistics.rx_dropped,
+                rx_ring_full: statistics.rx_ring_full.unwrap_or(0),
+                rx_fill_empty: statistics.rx_fill_ring_empty_descs.unwrap_or(0),
+                tx_invalid: statistics.tx_invalid_descs,
+            },
+            // The interface is gone; so are its statistics.
+            Err(_) => KernelDrops::default(),
+        }
+    }
+
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.socket.fd.as_fd())
+    }
+}

@@ -1,0 +1,10 @@
+//! The BPF programs on a real kernel, in network namespaces of the tests' own.
+//!
+//! `cargo test -p dataplane --test bpf_programs -- --ignored` as root, with iproute2, nsenter and
+//! ping.
+
+mod frames;
+mod links;
+mod machine;
+mod marker;
+mod verdicts;
