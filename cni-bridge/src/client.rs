@@ -177,3 +177,6 @@ fn send(
     let rest = request.get(sent..).unwrap_or_default();
     stream.write_all(rest)
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,8 +8,9 @@
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -19,6 +20,12 @@ use crate::spec::{CniError, CniVersion, NetConf, Verb, code};
 
 /// A delegate's output is read up to here, in bytes: the same bound as our own input.
 const OUTPUT_BYTES_MAX: u64 = 1 << 20;
+
+/// How often a program that is being written is tried. libcni tries plugins five times too.
+const SPAWN_TRIES: u32 = 5;
+
+/// Time between the tries: copying a plugin of some megabytes takes about that long.
+const SPAWN_PAUSE: Duration = Duration::from_millis(100);
 
 /// The IPAM plugin of one invocation.
 #[derive(Clone, Debug)]
@@ -149,12 +156,7 @@ impl<'a> Delegate<'a> {
             )
             .with_details(error.to_string())
         };
-        let mut child = Command::new(&self.program)
-            .env("CNI_COMMAND", verb.as_str())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .map_err(failed)?;
+        let mut child = self.spawn(verb).map_err(failed)?;
         let mut input = child.stdin.take().expect("stdin was piped");
         let output = child.stdout.take().expect("stdout was piped");
         let mut bytes = Vec::new();
@@ -176,5 +178,26 @@ impl<'a> Delegate<'a> {
             );
             CniError::new(code::GENERIC, msg)
         }))
+    }
+    /// Starts the delegate. A program that is being replaced in place cannot be executed until it
+    /// is closed (execve(2), ETXTBSY), so that is waited for.
+    fn spawn(&self, verb: Verb) -> io::Result<Child> {
+        let mut tries = 0;
+        loop {
+            let child = Command::new(&self.program)
+                .env("CNI_COMMAND", verb.as_str())
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn();
+            tries += 1;
+            match child {
+                Err(error)
+                    if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < SPAWN_TRIES =>
+                {
+                    thread::sleep(SPAWN_PAUSE);
+                }
+                child => return child,
+            }
+        }
     }
 }

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::{Args, Parser, Subcommand};
 use cni_bridge::client::{ClientError, ask};
 use cni_bridge::protocol::{Call, CallError, Listing, Reply};
 use cni_bridge::spec::conf::SOCKET_DEFAULT;
-use clap::{Args, Parser, Subcommand};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use thiserror::Error;
@@ -113,8 +113,10 @@ enum CliError {
     #[error("viaductd on {} answers something else than a listing; use a viaduct of its release",
         socket.display())]
     NotAListing { socket: PathBuf },
-    #[error("viaduct cannot read the listing ({source}); use a viaduct of the daemon's release, \
-        or --json")]
+    #[error(
+        "viaduct cannot read the listing ({source}); use a viaduct of the daemon's release, \
+        or --json"
+    )]
     Unreadable {
         #[from]
         source: serde_json::Error,
@@ -171,9 +173,9 @@ fn fetch(socket: &Path, listing: Listing) -> Result<Value, CliError> {
     match reply {
         Reply::Listing(value) => Ok(value),
         Reply::Error(error) => Err(CliError::Refused(error)),
-        Reply::Added(_) | Reply::Done => {
-            Err(CliError::NotAListing { socket: socket.to_owned() })
-        }
+        Reply::Added(_) | Reply::Done => Err(CliError::NotAListing {
+            socket: socket.to_owned(),
+        }),
     }
 }
 

@@ -4,6 +4,7 @@
 //! One message changes any number of features by name. Names that an older kernel does not know
 //! are left out, since what a kernel does not know it does not do.
 
+use crate::netlink::errno_of;
 use netlink_packet_core::{NLA_F_NESTED, NlaBuffer, NlasIterator};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC};
 use rustix::io::Errno;
@@ -262,7 +263,7 @@ impl Ethtool {
                 return match i32::from_ne_bytes(*code) {
                     0 => Ok(answer),
                     code => {
-                        let source = Errno::from_raw_os_error(code.saturating_neg());
+                        let source = errno_of(code);
                         Err(EthtoolError::Refused {
                             what: what.to_owned(),
                             source,

@@ -19,6 +19,7 @@ pub use monitor::{Event, Monitor};
 pub use neighbor::{Neighbor, NeighborState};
 pub use route::{NextHop, Route, RouteKind, RouteScope};
 pub use rule::Rule;
+pub(crate) use wire::errno_of;
 
 use netlink_packet_core::{
     Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE,

@@ -111,7 +111,7 @@ pub enum DropReason {
     RxFillEmpty,
     /// The kernel found the rx ring full.
     RxRingFull,
-    /// The kernel could not deliver the packet to the socket.
+    /// The kernel found too few frames for a long packet.
     RxDropped,
     /// The kernel rejected a tx descriptor.
     TxInvalid,
@@ -174,7 +174,7 @@ pub const TABLE: [(DropReason, &str, &str); DropReason::COUNT] = {
         (BadDescriptor, "bad_descriptor", "a ring held a descriptor that names no frame of it"),
         (RxFillEmpty, "rx_fill_empty", "the kernel found no frame in the fill ring"),
         (RxRingFull, "rx_ring_full", "the kernel found the rx ring full"),
-        (RxDropped, "rx_dropped", "the kernel could not deliver the packet to the socket"),
+        (RxDropped, "rx_dropped", "the kernel found too few frames for a long packet"),
         (TxInvalid, "tx_invalid", "the kernel rejected a tx descriptor"),
     ]
 };

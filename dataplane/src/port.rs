@@ -43,7 +43,7 @@ pub struct Kicked {
 /// Packets that the kernel dropped at the socket: totals since the socket was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KernelDrops {
-    /// `rx_dropped`: too large, or out of memory.
+    /// `rx_dropped`: too few frames in the fill ring for a packet of several, or too large.
     pub rx_dropped: u64,
     /// `rx_ring_full`.
     pub rx_ring_full: u64,

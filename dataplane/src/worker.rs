@@ -45,6 +45,9 @@ pub use rest::Rest;
 /// delays the others by no more than the kernel would.
 pub const BATCH_MAX: usize = 64;
 
+/// ICMPv6 type of a neighbour solicitation (RFC 4861 §4.3), the only one that is answered.
+const NEIGHBOR_SOLICITATION: u8 = 135;
+
 /// What a worker is made of.
 pub struct WorkerParts<P> {
     /// Its number.
@@ -258,6 +261,9 @@ impl<P: PacketIo> Worker<P> {
         };
         source::check(port, &headers)?;
         if headers.is_link_control() {
+            if headers.icmp_type != Some(NEIGHBOR_SOLICITATION) {
+                return Err(DropReason::NdForbidden.into());
+            }
             return self.answer_neighbor_discovery(port, packet).map(Verdict::Answer);
         }
         check_link(port, &headers)?;

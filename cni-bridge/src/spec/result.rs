@@ -178,6 +178,10 @@ impl CniResult {
             let msg = format!("{origin} is not a CNI result; repair the plugin that made it");
             Err(CniError::new(code::DECODE, msg).with_details(why))
         };
+        // serde would take a list for an object whose keys all have defaults.
+        if !value.is_object() {
+            return malformed("it is no object".to_owned());
+        }
         let result = match Self::deserialize(value) {
             Ok(result) => result,
             Err(error) => return malformed(error.to_string()),

@@ -1,0 +1,237 @@
+//! The command line against a daemon made of a thread, and the tables before one's eyes.
+
+use clap::CommandFactory as _;
+use cni_bridge::frame::{Decoder, encode, receive};
+use cni_bridge::protocol::Request;
+use serde_json::json;
+use std::os::unix::net::UnixListener;
+use tempfile::TempDir;
+
+use super::*;
+use crate::report::tests::{sample, sample_routes};
+use crate::report::{Report, drop_rows};
+
+const TABLE: Format = Format { json: false };
+const JSON: Format = Format { json: true };
+
+/// Answers one request with `reply`.
+fn daemon(reply: Reply) -> (TempDir, PathBuf, std::thread::JoinHandle<Call>) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("viaduct.sock");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    let thread = std::thread::spawn(move || {
+        let (mut stream, _peer) = listener.accept().expect("somebody asks");
+        let mut decoder = Decoder::default();
+        let mut piece = [0; 4096];
+        loop {
+            let bytes = receive(&stream, &mut piece).expect("a request comes").bytes;
+            decoder.push(&piece[..bytes]);
+            if let Some(request) = decoder.decode::<Request>().expect("a request") {
+                stream
+                    .write_all(&encode(&reply).expect("a reply"))
+                    .expect("it is taken");
+                return request.call;
+            }
+        }
+    });
+    (directory, path, thread)
+}
+
+fn run_against(reply: Reply, command: Command) -> (Result<(), String>, String, Call) {
+    let (_directory, path, thread) = daemon(reply);
+    let mut out = Vec::new();
+    let result = run(&path, command, &mut out).map_err(|error| error.to_string());
+    let call = thread.join().expect("the daemon lives");
+    (result, String::from_utf8(out).expect("text"), call)
+}
+
+#[test]
+fn every_command_asks_for_its_listing_and_is_in_the_help() {
+    let all = [
+        (Command::Status(JSON), Listing::Status, "status"),
+        (Command::Pods(JSON), Listing::Pods, "pods"),
+        (Command::Ports(JSON), Listing::Ports, "ports"),
+        (Command::Routes(JSON), Listing::Routes, "routes"),
+        (Command::Drops(JSON), Listing::Drops, "drops"),
+    ];
+    let help = Arguments::command().render_long_help().to_string();
+    for (command, listing, name) in all {
+        let value = if name == "status" {
+            json!({"ready": true})
+        } else {
+            json!([])
+        };
+        let (result, out, call) = run_against(Reply::Listing(value.clone()), command);
+        assert_eq!(result, Ok(()), "{name}");
+        assert_eq!(call, Call::List(listing));
+        assert_eq!(serde_json::from_str::<Value>(&out).expect("JSON"), value);
+        assert!(help.contains(name));
+    }
+}
+
+#[test]
+fn the_socket_can_be_named_before_and_after_the_command() {
+    for line in [
+        ["viaduct", "--socket", "/s", "pods"],
+        ["viaduct", "pods", "--socket", "/s"],
+    ] {
+        assert_eq!(Arguments::parse_from(line).socket, Path::new("/s"));
+    }
+    let default = Arguments::parse_from(["viaduct", "pods"]).socket;
+    assert_eq!(default, Path::new("/run/viaduct/viaduct.sock"));
+    assert!(
+        Arguments::try_parse_from(["viaduct", "hostports"]).is_err(),
+        "it does not exist"
+    );
+    Arguments::command().debug_assert();
+}
+
+#[test]
+fn json_is_passed_on_with_keys_that_this_release_does_not_know() {
+    let rows = json!([{"container_id": "c", "a_key_of_the_future": 1}]);
+    let (result, out, _) = run_against(Reply::Listing(rows.clone()), Command::Pods(JSON));
+    assert_eq!(result, Ok(()));
+    assert_eq!(serde_json::from_str::<Value>(&out).expect("JSON"), rows);
+    let (result, out, _) = run_against(Reply::Listing(rows), Command::Pods(TABLE));
+    assert_eq!(result, Ok(()));
+    assert!(
+        out.lines().nth(1).expect("a row").starts_with("c "),
+        "{out}"
+    );
+}
+
+#[test]
+fn no_daemon_is_one_sentence_with_socket_and_mend() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let nothing = directory.path().join("viaduct.sock");
+    let stale = directory.path().join("stale.sock");
+    drop(UnixListener::bind(&stale).expect("a socket"));
+    for path in [nothing, stale] {
+        let error = run(&path, Command::Pods(TABLE), &mut Vec::new()).expect_err("nobody answers");
+        let sentence = format!(
+            "no daemon answers on {}: start viaductd or name its socket with --socket",
+            path.display()
+        );
+        assert_eq!(error.to_string(), sentence);
+    }
+}
+
+#[test]
+fn what_the_daemon_reports_is_passed_on() {
+    let error = CallError {
+        code: 100,
+        msg: "two versions".to_owned(),
+        details: "1 and 3".to_owned(),
+    };
+    let (result, out, _) = run_against(Reply::Error(error), Command::Pods(TABLE));
+    assert_eq!(
+        result,
+        Err("viaductd says: two versions: 1 and 3".to_owned())
+    );
+    assert_eq!(out, "");
+    let (result, ..) = run_against(Reply::Done, Command::Pods(TABLE));
+    assert!(
+        result
+            .expect_err("not a listing")
+            .contains("something else")
+    );
+    let (result, ..) = run_against(Reply::Listing(json!("pods")), Command::Pods(TABLE));
+    assert!(result.expect_err("not rows").contains("release"));
+}
+
+#[test]
+fn status_fails_until_the_daemon_is_ready_but_shows_what_there_is() {
+    let mut status = sample().status;
+    status.ready = false;
+    for format in [TABLE, JSON] {
+        let reply = Reply::Listing(json!(status));
+        let (result, out, _) = run_against(reply, Command::Status(format));
+        let error = result.expect_err("not ready");
+        assert!(
+            error.contains("not ready: pod fedcba987654 is on fallback"),
+            "{error}"
+        );
+        assert!(out.contains("0.1.0"));
+    }
+    status.ready = true;
+    let (result, ..) = run_against(Reply::Listing(json!(status)), Command::Status(TABLE));
+    assert_eq!(result, Ok(()), "problems alone do not make it unready");
+}
+
+#[test]
+fn status_shows_a_broken_law() {
+    let mut status = sample().status;
+    assert!(!views::status(&status).contains("BROKEN"));
+    status.workers[1].packets.sent -= 1;
+    let broken: Vec<String> = views::status(&status)
+        .lines()
+        .filter(|line| line.contains("BROKEN"))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(broken.len(), 1, "one law of one worker");
+}
+
+#[test]
+fn tables_have_a_line_per_row_and_fit_a_wide_terminal() {
+    let Report {
+        status,
+        pods,
+        ports,
+        ..
+    } = sample();
+    let drops = drop_rows(&pods, &ports);
+    let tables = [
+        (views::status(&status), 14),
+        (views::pods(&pods), pods.len() + 1),
+        (views::ports(&ports), ports.len() + 1),
+        (views::routes(&sample_routes()), sample_routes().len() + 1),
+        (views::drops(&drops), drops.len() + 1),
+    ];
+    for (table, lines) in tables {
+        assert_eq!(table.lines().count(), lines, "{table}");
+        // Addresses and sentences stand last and may be longer.
+        assert!(
+            table.lines().all(|line| line.chars().count() <= 120),
+            "{table}"
+        );
+    }
+}
+
+#[test]
+fn empty_listings_say_so() {
+    for table in [
+        views::pods(&[]),
+        views::ports(&[]),
+        views::routes(&[]),
+        views::drops(&[]),
+    ] {
+        assert_eq!(table.lines().count(), 1);
+    }
+}
+
+#[test]
+#[ignore = "prints tables and help for eyes: run with --ignored --nocapture"]
+fn prints_everything() {
+    let Report {
+        status,
+        pods,
+        ports,
+        ..
+    } = sample();
+    println!("{}", views::status(&status));
+    println!("{}", views::pods(&pods));
+    println!("{}", views::ports(&ports));
+    println!("{}", views::routes(&sample_routes()));
+    println!("{}", views::drops(&drop_rows(&pods, &ports)));
+    let mut command = Arguments::command();
+    println!("{}", command.render_help());
+    for name in ["status", "pods", "ports", "routes", "drops"] {
+        println!(
+            "{}",
+            command
+                .find_subcommand_mut(name)
+                .expect(name)
+                .render_long_help()
+        );
+    }
+}

@@ -69,7 +69,16 @@ pub(super) fn refused(part: &NetlinkBuffer<&[u8]>) -> Option<(Errno, String)> {
     } else {
         ext_ack_message(payload.get(attributes_at..).unwrap_or_default())
     };
-    Some((Errno::from_raw_os_error(code.saturating_neg()), detail))
+    Some((errno_of(code), detail))
+}
+
+/// The error number in an answer of the kernel, which says it negated. What the kernel cannot mean
+/// is read as a protocol error, since `Errno` holds only 1 to 4095.
+pub(crate) fn errno_of(code: i32) -> Errno {
+    match code.saturating_neg() {
+        number @ 1..4096 => Errno::from_raw_os_error(number),
+        _ => Errno::PROTO,
+    }
 }
 
 fn ext_ack_message(attributes: &[u8]) -> String {

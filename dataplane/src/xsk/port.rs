@@ -176,12 +176,17 @@ impl PacketIo for XskPort {
 
     fn kernel_drops(&self) -> KernelDrops {
         match sockopt::xdp_statistics(&self.socket.fd) {
-            Ok(statistics) => KernelDrops {
-                rx_dropped: statistics.rx_dropped,
-                rx_ring_full: statistics.rx_ring_full.unwrap_or(0),
-                rx_fill_empty: statistics.rx_fill_ring_empty_descs.unwrap_or(0),
-                tx_invalid: statistics.tx_invalid_descs,
-            },
+            Ok(statistics) => {
+                let fill_empty = statistics.rx_fill_ring_empty_descs.unwrap_or(0);
+                KernelDrops {
+                    // A packet of one frame that finds no frame counts in both (net/xdp/xsk.c,
+                    // `__xsk_rcv` after `xp_alloc`); here it has one reason.
+                    rx_dropped: statistics.rx_dropped.saturating_sub(fill_empty),
+                    rx_ring_full: statistics.rx_ring_full.unwrap_or(0),
+                    rx_fill_empty: fill_empty,
+                    tx_invalid: statistics.tx_invalid_descs,
+                }
+            }
             // The interface is gone; so are its statistics.
             Err(_) => KernelDrops::default(),
         }

@@ -27,6 +27,9 @@ const UMEM_TX_METADATA_LEN: u32 = 1 << 2;
 /// `XDP_MAX_TX_SKB_BUDGET` (Linux 6.17): packets per wake-up in copy mode, 32 without it.
 const MAX_TX_SKB_BUDGET: i32 = 9;
 
+/// The least that the kernel takes as budget, and its default.
+const TX_SKB_BUDGET_MIN: u32 = 32;
+
 /// Bytes of packets in flight to one interface. The default of 208 KiB is three super-packets;
 /// 8 MiB is what the experiments of the design ran with.
 const SEND_BUFFER_BYTES: i32 = 8 << 20;
@@ -228,7 +231,8 @@ fn size_rings(fd: &OwnedFd, sizes: RingSizes) -> rustix::io::Result<()> {
 
 fn tune(fd: &OwnedFd, sizes: RingSizes, features: SocketFeatures) -> io::Result<()> {
     set_option(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER_BYTES)?;
-    if features.tx_budget {
+    // A budget below the default of 32 is refused; such a ring is no bottleneck.
+    if features.tx_budget && sizes.tx >= TX_SKB_BUDGET_MIN {
         set_option(fd, libc::SOL_XDP, MAX_TX_SKB_BUDGET, sizes.tx as i32)?;
     }
     Ok(())

@@ -5,9 +5,7 @@ use serde_json::{Value, json};
 
 use super::attached;
 use crate::conformance::answer;
-use crate::conformance::attached::{
-    SETTLE, Snapshot, host_interfaces, interface_goes, is_in_place, link, text,
-};
+use crate::conformance::attached::{SETTLE, Snapshot, interface_goes, is_in_place};
 use crate::conformance::case::{Case, Checked, case, fail};
 use crate::conformance::trial::{Conf, Container, Trial, link_names};
 use crate::netns::wait_until;

@@ -1,0 +1,532 @@
+//! A node in memory: one or two workers over simulated ports, driven pass by pass by the test.
+//!
+//! ```text
+//!   A, PLAIN ──► worker 0 ◄──► node port (id 0)
+//!                  │  ▲  two crossing rings
+//!                  ▼  │
+//!   B, C, CUSTOM ──► worker 1        (with one worker all of them are on worker 0)
+//! ```
+//!
+//! Both conservation laws hold after every run, and at the end of every test each frame is on the
+//! free list again: [`Node`] checks it when it is dropped.
+
+#![allow(dead_code)] // Every test program uses another part.
+
+pub mod packet;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use dataplane::counters::{DirectionCounters, PortCounters, WorkerCounters};
+use dataplane::crossing::{Bell, CrossingIn, CrossingOut, crossing};
+use dataplane::drop::DropReason;
+use dataplane::frame::{FramePool, Packet};
+use dataplane::port::{KernelDrops, Kicked, Mac, PacketIo, Partial, PortId, WorkerId};
+use dataplane::publish::Publisher;
+use dataplane::sim::{Sent, SimPort};
+use dataplane::tables::{PortKind, PortSpec, Prefix, Tables, TablesInput};
+use dataplane::worker::{BATCH_MAX, Command, Event, Worker, WorkerParts, queues};
+use dataplane::xsk::area::Area;
+use rtrb::{Consumer, Producer};
+
+/// What is at the far end of a port.
+#[derive(Debug)]
+pub struct End {
+    pub id: PortId,
+    pub name: &'static str,
+    pub mac: Mac,
+    pub gateway_mac: Mac,
+    pub v4: Ipv4Addr,
+    pub v6: Ipv6Addr,
+    pub mtu: usize,
+}
+
+const fn end(id: u8, name: &'static str, mtu: usize) -> End {
+    End {
+        id: PortId(id as u16),
+        name,
+        mac: [0x0a, 0, 0, 0, 0, id],
+        gateway_mac: [0x0a, 0xff, 0, 0, 0, id],
+        v4: Ipv4Addr::new(10, 244, 1, 10 + id),
+        v6: Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 0x10 + id as u16),
+        mtu,
+    }
+}
+
+/// The node itself, behind `viaduct0`.
+pub const NODE: End = End {
+    v4: Ipv4Addr::new(192, 0, 2, 1),
+    v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1),
+    ..end(0, "node", 1500)
+};
+pub const A: End = end(1, "A", 1500);
+pub const B: End = end(2, "B", 1500);
+/// A pod with a smaller route MTU.
+pub const C: End = end(3, "C", 1300);
+/// A pod whose MAC was given by the runtime.
+pub const CUSTOM: End = End { mac: [0x5e, 0xad, 0xbe, 0xef, 0, 1], ..end(4, "custom", 1500) };
+/// A pod whose port completes no checksums.
+pub const PLAIN: End = end(5, "plain", 1500);
+
+/// Every port there is at the start, the node's first.
+pub const ENDS: [&End; 6] = [&NODE, &A, &B, &C, &CUSTOM, &PLAIN];
+
+/// An address of the pod network without a pod.
+pub const NOBODY_V4: &str = "10.244.1.200";
+pub const NOBODY_V6: &str = "fd00:10:244:1::200";
+/// Addresses beyond the node.
+pub const FAR_V4: &str = "198.51.100.7";
+pub const FAR_V6: &str = "2001:db8:ffff::7";
+
+/// How the node is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// 1 or 2.
+    pub workers: usize,
+    /// Frames of each worker.
+    pub frames: u32,
+    /// Frames in each fill ring.
+    pub fill: usize,
+    /// Frames in each tx ring.
+    pub tx: usize,
+    /// Whether the ports complete checksums (`PLAIN` never does).
+    pub tx_checksum: bool,
+    /// Whether there is a node port.
+    pub node_port: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        Setup { workers: 1, frames: 1024, fill: 64, tx: 256, tx_checksum: true, node_port: true }
+    }
+}
+
+impl Setup {
+    /// The worker that a port is homed on.
+    fn home(self, id: PortId) -> WorkerId {
+        let far = matches!(id.0, 2..=4);
+        WorkerId(u16::from(self.workers == 2 && far))
+    }
+
+    fn spec(self, end: &End) -> PortSpec {
+        let kind = if end.id == NODE.id { PortKind::Node } else { PortKind::Pod };
+        let addresses = match kind {
+            PortKind::Node => Vec::new(),
+            PortKind::Pod => vec![IpAddr::V4(end.v4), IpAddr::V6(end.v6)],
+        };
+        PortSpec {
+            id: end.id,
+            worker: self.home(end.id),
+            kind,
+            mac: end.mac,
+            gateway_mac: end.gateway_mac,
+            mtu: end.mtu,
+            addresses,
+            tx_checksum: self.tx_checksum && end.id != PLAIN.id,
+        }
+    }
+
+    fn tables(self) -> TablesInput {
+        let ends = ENDS.into_iter().filter(|end| self.node_port || end.id != NODE.id);
+        TablesInput {
+            ports: ends.map(|end| self.spec(end)).collect(),
+            pod_cidrs: vec![
+                Prefix { address: Ipv4Addr::new(10, 244, 1, 0).into(), len: 24 },
+                Prefix {
+                    address: Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 0).into(),
+                    len: 64,
+                },
+            ],
+            node_addresses: vec![NODE.v4.into(), NODE.v6.into()],
+        }
+    }
+}
+
+/// Which direction of a port's counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Direction {
+    FromPod,
+    ToPod,
+}
+
+/// One end of a simulated link; the test and the worker share it.
+#[derive(Clone, Debug)]
+pub struct Wire(Rc<RefCell<Line>>);
+
+#[derive(Debug)]
+struct Line {
+    port: SimPort,
+    arriving: VecDeque<Vec<u8>>,
+    /// Packets that arrive in one pass.
+    burst: usize,
+    /// The far end takes nothing.
+    stalled: bool,
+    /// Packets that the interface refuses at the next wake-up.
+    refusing: u64,
+}
+
+impl PacketIo for Wire {
+    fn receive(&mut self, pool: &mut FramePool, batch: &mut Vec<Packet>, room: usize) -> u64 {
+        let mut line = self.0.borrow_mut();
+        let line = &mut *line;
+        for _ in 0..line.burst {
+            let Some(bytes) = line.arriving.pop_front() else { break };
+            line.port.arrive(pool, &bytes);
+        }
+        line.port.receive(pool, batch, room)
+    }
+
+    fn transmit(
+        &mut self,
+        pool: &mut FramePool,
+        packet: Packet,
+        partial: Option<Partial>,
+    ) -> Result<(), Packet> {
+        self.0.borrow_mut().port.transmit(pool, packet, partial)
+    }
+
+    fn reclaim(&mut self, pool: &mut FramePool) {
+        self.0.borrow_mut().port.reclaim(pool);
+    }
+
+    fn refill(&mut self, pool: &mut FramePool) {
+        self.0.borrow_mut().port.refill(pool);
+    }
+
+    fn kick(&mut self) -> Kicked {
+        let mut line = self.0.borrow_mut();
+        if line.stalled {
+            return Kicked { pending: true, ..Kicked::default() };
+        }
+        let refused = std::mem::take(&mut line.refusing);
+        Kicked { refused, ..line.port.kick() }
+    }
+
+    fn kernel_drops(&self) -> KernelDrops {
+        self.0.borrow().port.kernel_drops()
+    }
+
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+struct Link {
+    wire: Wire,
+    counters: Arc<PortCounters>,
+    home: WorkerId,
+}
+
+struct Side {
+    worker: Worker<Wire>,
+    counters: Arc<WorkerCounters>,
+    commands: Producer<Command<Wire>>,
+    events: Consumer<Event<Wire>>,
+}
+
+/// The node.
+pub struct Node {
+    setup: Setup,
+    sides: Vec<Side>,
+    links: BTreeMap<PortId, Link>,
+    publisher: Publisher,
+    tables: TablesInput,
+    generation: u64,
+    now_ns: u64,
+}
+
+impl Node {
+    /// A node with every port of [`ENDS`], all rings filled.
+    pub fn new(setup: Setup) -> Node {
+        let tables = setup.tables();
+        let publisher = Publisher::new(Tables::new(1, tables.clone()));
+        let mut node = Node {
+            sides: sides(setup, &publisher),
+            links: BTreeMap::new(),
+            publisher,
+            generation: 1,
+            now_ns: 1_000_000_000,
+            setup,
+            tables,
+        };
+        for end in ENDS {
+            if setup.node_port || end.id != NODE.id {
+                node.add_port(end.id);
+            }
+        }
+        node.run();
+        node
+    }
+
+    /// A port appears on its worker. What the tables say of it is another matter.
+    pub fn add_port(&mut self, id: PortId) {
+        let port = SimPort::new(id.0, self.setup.fill, self.setup.tx);
+        self.add_rings(id, self.setup.home(id), port);
+    }
+
+    fn add_rings(&mut self, id: PortId, home: WorkerId, port: SimPort) {
+        let line = Line {
+            port,
+            arriving: VecDeque::new(),
+            burst: BATCH_MAX,
+            stalled: false,
+            refusing: 0,
+        };
+        let wire = Wire(Rc::new(RefCell::new(line)));
+        let counters = Arc::new(PortCounters::default());
+        let (io, counts) = (Box::new(wire.clone()), counters.clone());
+        self.order(home, Command::AddPort { id, io, counters: counts });
+        self.links.insert(id, Link { wire, counters, home });
+    }
+
+    /// Orders the worker to serve a port no more.
+    pub fn remove_port(&mut self, id: PortId) {
+        self.order(self.links[&id].home, Command::RemovePort(id));
+    }
+
+    /// Orders the worker to take back the frames of a removed port.
+    pub fn reclaim_port(&mut self, id: PortId) {
+        self.order(self.setup.home(id), Command::ReclaimPort(id));
+    }
+
+    fn order(&mut self, worker: WorkerId, command: Command<Wire>) {
+        let side = &mut self.sides[usize::from(worker.0)];
+        side.commands.push(command).expect("the queue of orders has room");
+    }
+
+    /// Publishes tables that `change` has changed.
+    pub fn publish(&mut self, change: impl FnOnce(&mut TablesInput)) {
+        change(&mut self.tables);
+        self.generation += 1;
+        self.publisher.publish(Tables::new(self.generation, self.tables.clone()));
+    }
+
+    /// Takes a port out of the tables.
+    pub fn unlist(&mut self, id: PortId) {
+        self.publish(|tables| tables.ports.retain(|port| port.id != id));
+    }
+
+    /// Puts a port of [`ENDS`] back into the tables.
+    pub fn list(&mut self, end: &End) {
+        let spec = self.setup.spec(end);
+        self.publish(|tables| tables.ports.push(spec));
+    }
+
+    /// Whether the tables know the port.
+    pub fn lists(&self, id: PortId) -> bool {
+        self.tables.ports.iter().any(|port| port.id == id)
+    }
+
+    /// A packet arrives from the far end of a port in the next pass.
+    pub fn inject(&mut self, id: PortId, bytes: Vec<u8>) {
+        self.line(id, |line| line.arriving.push_back(bytes));
+    }
+
+    /// Whatever is waiting arrives in one pass, also what finds no frame to lie in.
+    pub fn burst(&mut self, id: PortId) {
+        self.line(id, |line| line.burst = usize::MAX);
+    }
+
+    /// The far end of a port stops, or starts again, to take packets.
+    pub fn stall(&mut self, id: PortId, stalled: bool) {
+        self.line(id, |line| line.stalled = stalled);
+    }
+
+    /// The interface refuses `packets` of what was queued.
+    pub fn refuse(&mut self, id: PortId, packets: u64) {
+        self.line(id, |line| line.refusing = packets);
+    }
+
+    /// A descriptor that a sane kernel would not write.
+    pub fn corrupt(&mut self, id: PortId, address: u64, len: u32) {
+        self.line(id, |line| line.port.corrupt_rx(address, len));
+    }
+
+    fn line<T>(&mut self, id: PortId, act: impl FnOnce(&mut Line) -> T) -> T {
+        act(&mut self.links[&id].wire.0.borrow_mut())
+    }
+
+    /// One pass of one worker; returns how many packets it took in.
+    pub fn pass(&mut self, worker: usize) -> usize {
+        let taken = self.sides[worker].worker.pass(self.now_ns);
+        self.collect();
+        self.assert_laws();
+        taken
+    }
+
+    /// Passes of all workers until nothing moves any more, and one for what was sent to complete.
+    pub fn run(&mut self) {
+        let mut idle = 0;
+        while idle < 2 {
+            let mut taken = 0;
+            for worker in 0..self.sides.len() {
+                taken += self.pass(worker);
+            }
+            let waiting = self.links.values().any(|l| !l.wire.0.borrow().arriving.is_empty());
+            idle = if taken == 0 && !waiting { idle + 1 } else { 0 };
+        }
+    }
+
+    /// Takes the answers of the workers: removed ports are gone for good.
+    fn collect(&mut self) {
+        for side in &mut self.sides {
+            while let Ok(event) = side.events.pop() {
+                if let Event::Removed(id, _) = event {
+                    // Nothing arrives at a port that is gone.
+                    self.links[&id].wire.0.borrow_mut().arriving.clear();
+                }
+            }
+        }
+    }
+
+    pub fn advance(&mut self, ns: u64) {
+        self.now_ns += ns;
+    }
+
+    /// What a port has sent since the last call.
+    pub fn sent(&mut self, id: PortId) -> Vec<Sent> {
+        self.line(id, |line| line.port.take_sent())
+    }
+
+    /// What a port has counted in one direction.
+    pub fn counters(&self, id: PortId, direction: Direction) -> &DirectionCounters {
+        let counters = &self.links[&id].counters;
+        match direction {
+            Direction::FromPod => &counters.from_pod,
+            Direction::ToPod => &counters.to_pod,
+        }
+    }
+
+    /// Packets that a port has dropped for one reason.
+    pub fn drops(&self, id: PortId, direction: Direction, reason: DropReason) -> u64 {
+        self.counters(id, direction).drops[reason as usize].get()
+    }
+
+    /// What a worker has counted.
+    pub fn worker(&self, worker: usize) -> &WorkerCounters {
+        &self.sides[worker].counters
+    }
+
+    /// Every drop that was counted, by port, direction and reason.
+    pub fn all_drops(&self) -> Vec<(PortId, Direction, DropReason, u64)> {
+        let mut drops = Vec::new();
+        for (id, link) in &self.links {
+            let both = [
+                (Direction::FromPod, &link.counters.from_pod),
+                (Direction::ToPod, &link.counters.to_pod),
+            ];
+            for (direction, counters) in both {
+                let reasons = counters.drops_by_reason();
+                drops.extend(reasons.map(|(reason, n)| (*id, direction, reason, n)));
+            }
+        }
+        drops
+    }
+
+    /// The packet law and the frame law, on every worker.
+    pub fn assert_laws(&mut self) {
+        for (number, side) in self.sides.iter_mut().enumerate() {
+            side.worker.publish_frame_counts();
+            let counters = &side.counters;
+            assert!(counters.packets_conserved(), "packet law, worker {number}: {counters:#?}");
+            assert!(counters.frames_conserved(), "frame law, worker {number}: {counters:#?}");
+        }
+    }
+
+    /// Removes every port and shows that the workers have every frame on the free list: no packet
+    /// was lost on the way.
+    fn assert_nothing_leaked(&mut self) {
+        let ids: Vec<PortId> = self.links.keys().copied().collect();
+        for id in &ids {
+            self.line(*id, |line| {
+                line.arriving.clear();
+                line.stalled = false;
+            });
+        }
+        self.run();
+        for id in &ids {
+            self.remove_port(*id);
+        }
+        self.run();
+        for id in &ids {
+            self.order(self.links[id].home, Command::ReclaimPort(*id));
+        }
+        self.run();
+        for worker in 0..self.sides.len() {
+            // A port that wants all frames gets all frames.
+            let frames = self.setup.frames as usize;
+            let id = PortId(100 + worker as u16);
+            self.add_rings(id, WorkerId(worker as u16), SimPort::new(id.0, frames, 1));
+        }
+        self.run();
+        for (number, side) in self.sides.iter().enumerate() {
+            let counters = &side.counters;
+            let all = counters.frames_total.get();
+            assert_eq!(counters.frames_rx.get(), all, "frames lost, worker {number}: {counters:#?}");
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.run();
+            self.assert_nothing_leaked();
+        }
+    }
+}
+
+fn sides(setup: Setup, publisher: &Publisher) -> Vec<Side> {
+    let map = |_| (Arc::new(Area::map(setup.frames).expect("memory")), bell());
+    let ground: Vec<(Arc<Area>, Arc<Bell>)> = (0..setup.workers).map(map).collect();
+    let mut rings: Vec<(Vec<Option<CrossingOut>>, Vec<CrossingIn>)> =
+        (0..setup.workers).map(|_| (Vec::new(), Vec::new())).collect();
+    for (from, (area, _)) in ground.iter().enumerate() {
+        for (to, (_, bell)) in ground.iter().enumerate() {
+            if from == to {
+                rings[from].0.push(None);
+                continue;
+            }
+            let (out, incoming) = crossing(area.clone(), bell.clone());
+            rings[from].0.push(Some(out));
+            rings[to].1.push(incoming);
+        }
+    }
+    let side = |(index, ((area, bell), (out, incoming)))| {
+        side(index, FramePool::new(area), bell, out, incoming, publisher)
+    };
+    ground.into_iter().zip(rings).enumerate().map(side).collect()
+}
+
+fn side(
+    index: usize,
+    pool: FramePool,
+    bell: Arc<Bell>,
+    out: Vec<Option<CrossingOut>>,
+    incoming: Vec<CrossingIn>,
+    publisher: &Publisher,
+) -> Side {
+    let ((commands, events), (command_queue, event_queue)) = queues();
+    let counters = Arc::new(WorkerCounters::default());
+    let worker = Worker::new(WorkerParts {
+        id: WorkerId(index as u16),
+        pool,
+        subscription: publisher.subscribe(),
+        commands: command_queue,
+        events: event_queue,
+        out,
+        incoming,
+        bell,
+        counters: counters.clone(),
+        seed: 7,
+    });
+    Side { worker, counters, commands, events }
+}
+
+fn bell() -> Arc<Bell> {
+    Arc::new(Bell::new().expect("an eventfd"))
+}
