@@ -42,7 +42,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The deadline passed after the connection was made: the call may or may not take effect.
-    #[error("viaductd at {socket} gave no reply within {} ms; look at its log", .deadline.as_millis())]
+    #[error("viaductd at {socket} gave no reply within {deadline:?}; look at its log")]
     Deadline {
         /// The path.
         socket: PathBuf,

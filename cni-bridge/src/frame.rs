@@ -53,8 +53,8 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Takes the bytes that were received. Call [`Decoder::decode`] until it gives `None` after every
-    /// call: then the decoder never holds more than one frame and one piece.
+    /// Takes the bytes that were received. Call [`Decoder::decode`] afterwards until it gives
+    /// `None`: then the decoder never holds more than one frame and one piece.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }

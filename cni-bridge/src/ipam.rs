@@ -68,7 +68,7 @@ impl<'a> Delegate<'a> {
     }
 
     /// Has the delegate allocate. When this succeeds and the attachment fails afterwards,
-    /// [`Delegate::del`] must follow.
+    /// [`Delegate::release_after`] must follow.
     ///
     /// # Errors
     /// The delegate's; code 6 when its result is malformed, 999 when it has no address. Then what
@@ -179,6 +179,7 @@ impl<'a> Delegate<'a> {
             CniError::new(code::GENERIC, msg)
         }))
     }
+
     /// Starts the delegate. A program that is being replaced in place cannot be executed until it
     /// is closed (execve(2), ETXTBSY), so that is waited for.
     fn spawn(&self, verb: Verb) -> io::Result<Child> {

@@ -151,8 +151,8 @@ fn path(dir: &Path, attachment: &Attachment) -> PathBuf {
     dir.join(format!("{:032x}.{SUFFIX}", fnv1a_128(&bytes)))
 }
 
-/// FNV-1a of 128 bits (draft-eastlake-fnv): stable between releases, unlike the standard library's hash.
-/// Names come from the node's own runtime, so nobody looks for collisions.
+/// FNV-1a of 128 bits (draft-eastlake-fnv): stable between releases, unlike the standard library's
+/// hash. Names come from the node's own runtime, so nobody looks for collisions.
 fn fnv1a_128(bytes: &[u8]) -> u128 {
     const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;

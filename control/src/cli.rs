@@ -51,27 +51,34 @@ arguments. What went wrong is one sentence on stderr.";
 enum Command {
     /// The daemon and its workers; exits 0 only if the daemon is ready
     ///
-    /// Shows what the kernel's sockets can do, the generation of the tables, and every worker with
-    /// two laws: all its frames are somewhere (FRAMES = FREE + RX + TX + CROSSING), and all its
-    /// packets are accounted for (RECEIVED + GENERATED + CROSSED IN = SENT + DROPPED + CROSSED OUT).
+    /// Shows what the kernel's sockets can do, the generation of the tables, and every worker
+    /// with two laws: all its frames are somewhere (FRAMES = FREE + RX + TX + CROSSING), and all
+    /// its packets are accounted for
+    /// (RECEIVED + GENERATED + CROSSED IN = SENT + DROPPED + CROSSED OUT).
+    #[command(verbatim_doc_comment)]
     Status(Format),
     /// Attached pods: addresses, worker, traffic and drops
     ///
     /// STATE is "userspace" while a worker forwards for the pod. On fallback the kernel does
     /// ("fallback: pass") or nobody may ("fallback: drop"). FROM POD and TO POD are bytes as the
-    /// pod's interface saw them; --json has packets, and what they were on a wire.
+    /// pod's interface saw them since viaductd serves it; --json has packets too, and what they
+    /// were on a wire.
+    #[command(verbatim_doc_comment)]
     Pods(Format),
     /// Ports, with the worker that owns each and their traffic
     ///
-    /// A port of kind "pod" is the host end of a pod's interface; the one of kind "node" leads to
-    /// the node's own kernel, and "from" is what the kernel sent.
+    /// A port of kind "pod" is the host end of a pod's interface: FROM is what the pod sent. The
+    /// port of kind "node" leads to the node's own kernel: FROM is what the kernel sent.
+    #[command(verbatim_doc_comment)]
     Ports(Format),
     /// Routes the workers forward by
     Routes(Format),
     /// Packets not forwarded: how many, whose, which way and why
     ///
-    /// One row for every pod, direction and reason that happened since the pod was attached, most
-    /// packets first. FROM_POD packets were sent by the pod, TO_POD packets were for it.
+    /// One row for every pod, direction and reason that happened since viaductd serves the pod,
+    /// most packets first. Packets "from_pod" were sent by the pod, those "to_pod" were for it;
+    /// the node's own are under the name of its port's device.
+    #[command(verbatim_doc_comment)]
     Drops(Format),
 }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use cni_bridge::protocol::{Call, CallError, Reply, Request};
 use cni_bridge::queue;
+use cni_bridge::spec::error::code;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 
@@ -97,9 +98,10 @@ impl Daemon {
         let mut engine = Engine::start(config, reserved, reaper)?;
         let nft = engine.nft().monitor()?;
         registry.register(&mut SourceFd(&nft.as_raw_fd()), NFT, Interest::READABLE)?;
-        replay_deletions(&mut engine, &queue::directory(&daemon.socket));
+        // First the socket, then the queue: a DEL that finds no socket is in the queue by then.
         let control =
             ControlServer::bind(&daemon.socket, registry, CONTROL, CONTROL_CONNECTIONS)?;
+        replay_deletions(&mut engine, &queue::directory(&daemon.socket));
         let metrics = match daemon.metrics {
             None => None,
             Some(address) => {
@@ -175,7 +177,7 @@ impl Daemon {
         }
         if self.damaged && now.duration_since(self.repaired) >= REPAIR {
             (self.damaged, self.repaired) = (false, now);
-            match self.engine.reassert() {
+            match self.engine.repair() {
                 Ok(()) => tracing::warn!("repaired routes, rules or the nft table"),
                 Err(error) => tracing::error!("repair what somebody removed: {error:#}"),
             }
@@ -242,7 +244,7 @@ impl Daemon {
             },
             (Call::Check(request), Some(netns)) => done(self.engine.check(&request, netns)),
             (Call::Add(_) | Call::Check(_), None) => Reply::Error(CallError {
-                code: 4,
+                code: code::ENVIRONMENT,
                 msg: "the request came without the pod's network namespace".to_owned(),
                 details: String::new(),
             }),
@@ -279,7 +281,7 @@ impl Daemon {
                 KernelEvent::Address(_) | KernelEvent::AddressGone(_) => addresses = true,
                 KernelEvent::Route(route) if route.dst.prefix_len() == 0 => addresses = true,
                 KernelEvent::RouteGone(route) if route.protocol == ROUTE_PROTOCOL => {
-                    self.damaged = true;
+                    self.damaged |= self.engine.wants_route(&route);
                 }
                 KernelEvent::RuleGone(rule) if rule.priority == RULE_PRIORITY => {
                     self.damaged = true;

@@ -10,19 +10,20 @@
 mod check;
 mod namespace;
 mod offload;
+mod pod;
 
 pub use check::{Difference, check};
 pub use namespace::in_namespace;
 pub use offload::Offloads;
 
-use crate::ethtool::{Ethtool, EthtoolError};
+use crate::ethtool::EthtoolError;
 use crate::netlink::{
-    Address, AddressGeneration, AddressScope, Ipv4Setting, Link, LinkSettings, Neighbor, Netlink,
-    NetlinkError, Request, Route, Veth, VethEnd,
+    Address, AddressScope, Ipv4Setting, Link, LinkSettings, Neighbor, Netlink, NetlinkError,
+    Request, Route, Veth, VethEnd,
 };
-use crate::node::{GATEWAY_V4, GATEWAY_V6, ROUTE_PROTOCOL, ROUTE_TABLE, link_local};
+use crate::node::{GATEWAY_V4, ROUTE_PROTOCOL, ROUTE_TABLE};
 use crate::sysctl::{self, SysctlError};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use rustix::io::Errno;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -149,10 +150,7 @@ pub struct HostSide {
 impl HostSide {
     /// Connects to the network namespace the calling thread is in.
     pub fn open() -> Result<HostSide, NetlinkError> {
-        Ok(HostSide {
-            netlink: Netlink::open()?,
-            ipv6: sysctl::ipv6_exists(),
-        })
+        Ok(HostSide { netlink: Netlink::open()?, ipv6: sysctl::ipv6_exists() })
     }
 }
 
@@ -168,9 +166,7 @@ pub fn attach(host: &mut HostSide, spec: &EndpointSpec<'_>) -> Result<Endpoint, 
         Err(error) if error.errno() == Some(Errno::EXIST) => {
             match host.netlink.link(spec.host_ifname)? {
                 None => {
-                    return Err(EndpointError::AlreadyExists {
-                        ifname: spec.ifname.into(),
-                    });
+                    return Err(EndpointError::AlreadyExists { ifname: spec.ifname.into() });
                 }
                 Some(link) if check(host, spec).is_ok() => return Ok(endpoint(&link)),
                 Some(_) => {
@@ -182,24 +178,12 @@ pub fn attach(host: &mut HostSide, spec: &EndpointSpec<'_>) -> Result<Endpoint, 
         result => result?,
     };
     // From here on there is something to undo.
-    let made = configure_host_end(host, spec, &link).and_then(|()| {
-        let pod_index = endpoint(&link).pod_index;
-        in_namespace(spec.netns, || configure_pod_end(spec, pod_index))
-            .map_err(EndpointError::Namespace)?
-    });
-    let Err(cause) = made else {
-        return Ok(endpoint(&link));
-    };
-    match host
-        .netlink
-        .execute([Request::delete_link(link.index, &link.name).if_present()])
-    {
+    let Err(cause) = configure(host, spec, &link) else { return Ok(endpoint(&link)) };
+    match host.netlink.execute([Request::delete_link(link.index, &link.name).if_present()]) {
         Ok(()) => Err(cause),
-        Err(undo) => Err(EndpointError::HalfMade {
-            host_ifname: link.name,
-            cause: Box::new(cause),
-            undo,
-        }),
+        Err(undo) => {
+            Err(EndpointError::HalfMade { host_ifname: link.name, cause: Box::new(cause), undo })
+        }
     }
 }
 
@@ -215,41 +199,24 @@ pub fn detach(
     };
     let alias = link.alias.unwrap_or_default();
     if alias != cookie {
-        return Err(EndpointError::Foreign {
-            host_ifname: host_ifname.to_owned(),
-            alias,
-        });
+        return Err(EndpointError::Foreign { host_ifname: host_ifname.to_owned(), alias });
     }
     // By index, so that a device that took the name meanwhile is safe.
-    host.netlink
-        .execute([Request::delete_link(link.index, host_ifname).if_present()])?;
+    host.netlink.execute([Request::delete_link(link.index, host_ifname).if_present()])?;
     Ok(Detached::Deleted)
 }
 
 fn create(host: &mut HostSide, spec: &EndpointSpec<'_>) -> Result<Link, NetlinkError> {
     host.netlink.create_veth(&Veth {
-        near: VethEnd {
-            name: spec.host_ifname,
-            mac: spec.host_mac,
-            queues: 1,
-            namespace: None,
-        },
-        far: VethEnd {
-            name: spec.ifname,
-            mac: spec.mac,
-            queues: 1,
-            namespace: Some(spec.netns),
-        },
+        near: VethEnd { name: spec.host_ifname, mac: spec.host_mac, queues: 1, namespace: None },
+        far: VethEnd { name: spec.ifname, mac: spec.mac, queues: 1, namespace: Some(spec.netns) },
         mtu: spec.device_mtu,
         alias: spec.cookie,
     })
 }
 
 fn endpoint(link: &Link) -> Endpoint {
-    Endpoint {
-        host_index: link.index,
-        pod_index: link.peer_index.unwrap_or(0),
-    }
+    Endpoint { host_index: link.index, pod_index: link.peer_index.unwrap_or(0) }
 }
 
 /// IPv4 settings of a host end. It has the gateway's address and no subnet ("unnumbered").
@@ -265,6 +232,18 @@ const HOST_IPV4: [(Ipv4Setting, u32); 7] = [
     (Ipv4Setting::AcceptRedirects, 0),
     (Ipv4Setting::AcceptLocal, 0),
 ];
+
+fn configure(
+    host: &mut HostSide,
+    spec: &EndpointSpec<'_>,
+    link: &Link,
+) -> Result<(), EndpointError> {
+    configure_host_end(host, spec, link)?;
+    let pod_index = endpoint(link).pod_index;
+    in_namespace(spec.netns, || pod::configure(spec, pod_index))
+        .map_err(EndpointError::Namespace)??;
+    Ok(host.netlink.await_operation(spec.host_ifname)?)
+}
 
 fn configure_host_end(
     host: &mut HostSide,
@@ -285,154 +264,44 @@ fn configure_host_end(
         scope: AddressScope::Link,
         preferred: true,
     };
-    let settings = LinkSettings {
-        ipv4: &HOST_IPV4,
-        ..LinkSettings::without_ipv4(host.ipv6)
-    };
+    let settings =
+        LinkSettings { ipv4: &HOST_IPV4, ..LinkSettings::without_made_up_addresses(host.ipv6) };
     let mut requests = vec![
         Request::configure_link(name, &settings),
         Request::bring_up(name),
         // Without an address even loose reverse path filtering drops all that comes in.
         Request::put_address(&gateway, name),
     ];
-    for address in spec.addresses {
-        let neighbor = Neighbor::permanent(link.index, *address, spec.mac);
-        let direct = Route::direct(IpNet::from(*address), link.index, ROUTE_PROTOCOL);
-        let route = Route {
-            table: ROUTE_TABLE,
-            ..direct
-        };
-        requests.push(Request::put_neighbor(&neighbor, name));
-        requests.push(Request::put_route(&route, name));
-    }
+    requests.extend(kernel_path(link.index, name, spec.mac, spec.addresses));
     Ok(host.netlink.execute(requests)?)
 }
 
-/// Runs inside the pod's namespace.
-fn configure_pod_end(spec: &EndpointSpec<'_>, index: u32) -> Result<(), EndpointError> {
-    let name = spec.ifname;
-    let ipv6 = sysctl::ipv6_exists();
-    let mut netlink = Netlink::open()?;
-    Ethtool::open()?.set_features(name, &spec.offloads.features())?;
-    if ipv6 {
-        sysctl::write(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
-        sysctl::write(&format!("ipv6/conf/{name}/accept_dad"), "0")?;
-    }
-    if ipv6 && spec.v6().next().is_some() {
-        // Some runtimes turn IPv6 off in new namespaces.
-        sysctl::write(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
-    }
-    // The kernel announces the IPv4 addresses (gratuitous ARP) when the interface comes up.
-    let announce = [(Ipv4Setting::ArpNotify, 1)];
-    let settings = LinkSettings {
-        ipv4: &announce,
-        ..LinkSettings::without_ipv4(ipv6)
-    };
-    let mut requests = vec![
-        // It stays up when a failed attach is undone: that is the loopback plugin's own aim, and
-        // another attachment of the pod may count on it.
-        Request::bring_up("lo"),
-        Request::configure_link(name, &settings),
-    ];
-    let address = |address: IpAddr| {
-        let own = IpNet::from(address);
-        let (prefix_len, scope) = (own.prefix_len(), AddressScope::Universe);
-        Address {
-            index,
-            address,
-            prefix_len,
-            scope,
-            preferred: true,
-        }
-    };
-    requests.extend(
-        spec.v4()
-            .map(|ip| Request::put_address(&address(ip.into()), name)),
-    );
-    requests.push(Request::bring_up(name));
-    requests.extend(
-        spec.v6()
-            .map(|ip| Request::put_address(&address(ip.into()), name)),
-    );
-    requests.extend(pod_v4_requests(spec, index));
-    requests.extend(pod_v6_requests(spec, index));
-    Ok(netlink.execute(requests)?)
-}
-
-fn pod_v4_requests(spec: &EndpointSpec<'_>, index: u32) -> Vec<Request> {
-    let Some(src) = spec.v4().next() else {
-        return Vec::new();
-    };
-    let (name, gateway) = (spec.ifname, IpAddr::from(GATEWAY_V4));
-    let ours = |route: Route| Route {
-        mtu: Some(spec.route_mtu),
-        src: Some(src.into()),
-        ..route
-    };
-    let to_gateway = ours(Route::direct(IpNet::from(gateway), index, ROUTE_PROTOCOL));
-    let mut requests = vec![
-        Request::put_neighbor(&Neighbor::permanent(index, gateway, spec.host_mac), name),
-        Request::put_route(&to_gateway, name),
-    ];
-    let everything = IpNet::V4(Ipv4Net::default());
-    let extra = spec
-        .routes
-        .iter()
-        .copied()
-        .filter(|dst| dst.addr().is_ipv4());
-    for dst in std::iter::once(everything).chain(extra) {
-        let route = ours(Route::via(dst.trunc(), gateway, index, ROUTE_PROTOCOL));
-        requests.push(Request::put_route(&route, name));
+/// How the kernel reaches a pod while no worker does: a neighbor and a route per address. Put
+/// again they repair what somebody removed.
+pub fn kernel_path(
+    host_index: u32,
+    host_ifname: &str,
+    mac: [u8; 6],
+    addresses: &[IpAddr],
+) -> Vec<Request> {
+    let mut requests = Vec::with_capacity(2 * addresses.len());
+    for address in addresses {
+        let neighbor = Neighbor::permanent(host_index, *address, mac);
+        let direct = Route::direct(IpNet::from(*address), host_index, ROUTE_PROTOCOL);
+        let route = Route { table: ROUTE_TABLE, ..direct };
+        requests.push(Request::put_neighbor(&neighbor, host_ifname));
+        requests.push(Request::put_route(&route, host_ifname));
     }
     requests
 }
 
-fn pod_v6_requests(spec: &EndpointSpec<'_>, index: u32) -> Vec<Request> {
-    let Some(src) = spec.v6().next() else {
-        return Vec::new();
-    };
-    let (name, gateway) = (spec.ifname, IpAddr::from(GATEWAY_V6));
-    let link_local = Address {
-        index,
-        address: link_local(spec.mac).into(),
-        prefix_len: 64,
-        scope: AddressScope::Link,
-        preferred: true,
-    };
-    let mut requests = vec![
-        Request::put_address(&link_local, name),
-        Request::put_neighbor(&Neighbor::permanent(index, gateway, spec.host_mac), name),
-    ];
-    let everything = IpNet::V6(Ipv6Net::default());
-    let extra = spec
-        .routes
-        .iter()
-        .copied()
-        .filter(|dst| dst.addr().is_ipv6());
-    for dst in std::iter::once(everything).chain(extra) {
-        let route = Route {
-            mtu: Some(spec.route_mtu),
-            src: Some(src.into()),
-            ..Route::via(dst.trunc(), gateway, index, ROUTE_PROTOCOL)
-        };
-        requests.push(Request::put_route(&route, name));
-    }
-    requests
-}
+#[cfg(test)]
+mod tests {
+    use super::HostSide;
 
-impl LinkSettings<'_> {
-    /// The settings every interface of ours gets: no address that the kernel makes up.
-    pub(crate) fn without_ipv4(ipv6: bool) -> LinkSettings<'static> {
-        let address_generation = if ipv6 {
-            AddressGeneration::Off
-        } else {
-            AddressGeneration::Keep
-        };
-        LinkSettings {
-            ipv4: &[],
-            address_generation,
-            alias: None,
-            mtu: None,
-        }
+    #[test]
+    fn a_host_side_can_move_to_a_thread_that_deletes() {
+        fn is_send<T: Send>() {}
+        is_send::<HostSide>();
     }
 }

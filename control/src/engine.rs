@@ -9,6 +9,7 @@ mod attach;
 mod compile;
 mod detach;
 mod listing;
+mod repair;
 mod reaper;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,9 +19,8 @@ use std::time::Instant;
 
 use cni_bridge::protocol::{Attachment, CallError, CheckRequest, GcRequest};
 use dataplane::port::PortId;
-use dataplane::xsk::program::{Fallback, PortEntry, PortKind, ProgramError, Programs};
+use dataplane::xsk::program::{Fallback, PortEntry, PortKind, Programs};
 use dataplane::xsk::socket::{SocketFeatures, probe};
-use ipnet::IpNet;
 
 use crate::config::{Config, PortMode};
 use crate::endpoint::{self, EndpointError, EndpointSpec, HostSide, Offloads};
@@ -30,7 +30,7 @@ use crate::journal::{Journal, Record, boot_id};
 use crate::netlink::Netlink;
 use crate::nft::{NftConfig, NftTable};
 use crate::node::{NODE_IFNAME, NodeConfig, NodePort, WORKER_IFNAME, cookie};
-use crate::state::{Change, Limits, PodRecord, State};
+use crate::state::{Limits, PodRecord, State};
 use crate::sysctl::SysctlLog;
 use crate::workers::{NODE_SLOT, Workers, WorkersConfig};
 
@@ -248,14 +248,6 @@ impl Engine {
             }
         }
         addresses
-    }
-
-    /// Puts our kernel objects back where somebody else took them away.
-    pub fn reassert(&mut self) -> anyhow::Result<()> {
-        let mut sysctls = SysctlLog::open(&self.config.daemon.state_dir.join("sysctls"))?;
-        self.node = NodePort::ensure(&node_config(&self.config, &self.ports), &mut sysctls)?;
-        self.nft.ensure(&nft_config(&self.config))?;
-        Ok(())
     }
 
     /// The nft table, to watch it.

@@ -16,7 +16,7 @@ mod http;
 #[cfg(test)]
 mod tests;
 
-pub use http::{CONNECTIONS_MAX, MetricsServer, Page, REQUEST_BYTES_MAX, Response};
+pub use http::{CONNECTIONS_MAX, MetricsError, MetricsServer, Page, REQUEST_BYTES_MAX, Response};
 
 /// Upper bounds of the histogram of CNI operations, in seconds. An ADD takes some milliseconds; a
 /// runtime gives up after minutes, and what takes longer than 10 s is equally bad news.

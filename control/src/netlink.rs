@@ -70,6 +70,12 @@ pub enum NetlinkError {
         /// What was being listed.
         what: String,
     },
+    /// An interface that was brought up did not begin to work.
+    #[error("{name} is up but not in operation after 1 s; is its other end up?")]
+    NotOperational {
+        /// Name of the interface.
+        name: String,
+    },
     /// The kernel answered with something this client cannot read.
     #[error("{what}: the kernel's answer cannot be read: {detail}")]
     Malformed {
@@ -108,10 +114,7 @@ impl Tolerance {
             // Links answer ENODEV, routes ESRCH, rules and neighbours ENOENT, addresses
             // EADDRNOTAVAIL.
             Tolerance::Absent => {
-                matches!(
-                    errno,
-                    Errno::NODEV | Errno::SRCH | Errno::NOENT | Errno::ADDRNOTAVAIL
-                )
+                matches!(errno, Errno::NODEV | Errno::SRCH | Errno::NOENT | Errno::ADDRNOTAVAIL)
             }
         }
     }
@@ -146,12 +149,7 @@ pub struct Request {
 
 impl Request {
     fn new(message: RouteNetlinkMessage, flags: u16, what: String) -> Request {
-        Request {
-            message,
-            flags,
-            what,
-            tolerance: Tolerance::None,
-        }
+        Request { message, flags, what, tolerance: Tolerance::None }
     }
 
     /// Operation and object in words, as they stand in front of an error.
@@ -197,11 +195,7 @@ impl Netlink {
             Ok(socket)
         };
         let socket = connect().map_err(|source| socket_error("open rtnetlink", source))?;
-        Ok(Netlink {
-            socket,
-            sequence: 0,
-            received: Vec::with_capacity(RECEIVE_BYTES),
-        })
+        Ok(Netlink { socket, sequence: 0, received: Vec::with_capacity(RECEIVE_BYTES) })
     }
 
     /// Sends the requests in order and waits until the kernel has done them all.
@@ -239,13 +233,7 @@ impl Netlink {
         let first = self.sequence;
         let mut bytes = Vec::with_capacity(4096);
         let mut pending: Vec<(String, Tolerance)> = Vec::with_capacity(batch.len());
-        for Request {
-            message,
-            flags,
-            what,
-            tolerance,
-        } in batch
-        {
+        for Request { message, flags, what, tolerance } in batch {
             self.append(&mut bytes, message, NLM_F_REQUEST | NLM_F_ACK | flags);
             pending.push((what, tolerance));
         }
@@ -255,8 +243,7 @@ impl Netlink {
         let mut unanswered = pending.len();
         let mut refusal = None;
         while unanswered > 0 {
-            self.receive()
-                .map_err(|source| socket_error(&operation, source))?;
+            self.receive().map_err(|source| socket_error(&operation, source))?;
             for part in messages(&self.received) {
                 let part = part.map_err(|detail| malformed(&operation, detail))?;
                 let place = part.sequence_number().wrapping_sub(first) as usize;
@@ -273,11 +260,7 @@ impl Netlink {
                     && !tolerance.accepts(source)
                     && refusal.is_none()
                 {
-                    refusal = Some(NetlinkError::Refused {
-                        what: what.clone(),
-                        source,
-                        detail,
-                    });
+                    refusal = Some(NetlinkError::Refused { what: what.clone(), source, detail });
                 }
             }
         }
@@ -299,9 +282,7 @@ impl Netlink {
                 return Ok(list);
             }
         }
-        Err(NetlinkError::Unsteady {
-            what: what.to_owned(),
-        })
+        Err(NetlinkError::Unsteady { what: what.to_owned() })
     }
 
     /// Reads one dump to its end; `None` if the table changed meanwhile (`NLM_F_DUMP_INTR`), so
@@ -314,8 +295,7 @@ impl Netlink {
         let mut list = Vec::new();
         let mut steady = true;
         loop {
-            self.receive()
-                .map_err(|source| socket_error(what, source))?;
+            self.receive().map_err(|source| socket_error(what, source))?;
             for part in messages(&self.received) {
                 let part = part.map_err(|detail| malformed(what, detail))?;
                 if part.sequence_number() != sequence {
@@ -327,11 +307,9 @@ impl Netlink {
                         return match refused(&part) {
                             None | Some((Errno::NOENT, _)) => Ok(steady.then_some(list)),
                             Some((Errno::INTR, _)) => Ok(None),
-                            Some((source, detail)) => Err(NetlinkError::Refused {
-                                what: what.into(),
-                                source,
-                                detail,
-                            }),
+                            Some((source, detail)) => {
+                                Err(NetlinkError::Refused { what: what.into(), source, detail })
+                            }
                         };
                     }
                     _ => list.extend(parse(&part, what)),
@@ -374,17 +352,11 @@ fn send(socket: &Socket, bytes: &[u8]) -> io::Result<()> {
 }
 
 fn socket_error(what: &str, source: io::Error) -> NetlinkError {
-    NetlinkError::Socket {
-        what: what.to_owned(),
-        source,
-    }
+    NetlinkError::Socket { what: what.to_owned(), source }
 }
 
 fn malformed(what: &str, detail: String) -> NetlinkError {
-    NetlinkError::Malformed {
-        what: what.to_owned(),
-        detail,
-    }
+    NetlinkError::Malformed { what: what.to_owned(), detail }
 }
 
 fn family_of(address: IpAddr) -> AddressFamily {

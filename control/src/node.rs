@@ -93,11 +93,7 @@ impl NodePort {
     /// milliseconds; everything else is changed in place.
     pub fn ensure(config: &NodeConfig, log: &mut SysctlLog) -> Result<NodePort, NodeError> {
         let ipv6 = sysctl::ipv6_exists();
-        if let Some(cidr) = config
-            .pod_cidrs
-            .iter()
-            .find(|cidr| cidr.addr().is_ipv6() && !ipv6)
-        {
+        if let Some(cidr) = config.pod_cidrs.iter().find(|cidr| cidr.addr().is_ipv6() && !ipv6) {
             return Err(NodeError::NoIpv6 { cidr: *cidr });
         }
         let mut netlink = Netlink::open()?;
@@ -115,6 +111,9 @@ impl NodePort {
             config: config.clone(),
         };
         port.configure(&mut netlink, ipv6)?;
+        for name in [NODE_IFNAME, WORKER_IFNAME] {
+            netlink.await_operation(name)?;
+        }
         port.delete_stale(&mut netlink)?;
         Ok(port)
     }
@@ -161,7 +160,7 @@ impl NodePort {
             ipv4,
             alias: Some(NODE_COOKIE),
             mtu: Some(self.config.device_mtu),
-            ..LinkSettings::without_ipv4(ipv6)
+            ..LinkSettings::without_made_up_addresses(ipv6)
         };
         let unnumbered = Address {
             index: self.worker_index,
@@ -187,11 +186,7 @@ impl NodePort {
         // The end of the table before its rule: at no moment may a packet find the rule and fall
         // through to the main table, which would send it into viaduct0 again.
         requests.extend(self.table_ends().iter().map(put_table_end));
-        requests.extend(
-            self.rules()
-                .iter()
-                .map(|rule| Request::add_rule(rule).if_absent()),
-        );
+        requests.extend(self.rules().iter().map(|rule| Request::add_rule(rule).if_absent()));
         requests.extend(self.pod_routes().iter().map(put_by_node_port));
         Ok(netlink.execute(requests)?)
     }
@@ -199,23 +194,13 @@ impl NodePort {
     /// `POD_CIDR via GATEWAY dev viaduct0 onlink src NODE mtu MTU`, in the main table.
     fn pod_routes(&self) -> Vec<Route> {
         let route = |dst: &IpNet| {
-            let gateway: IpAddr = if dst.addr().is_ipv4() {
-                NODE_GATEWAY_V4.into()
-            } else {
-                GATEWAY_V6.into()
-            };
+            let gateway: IpAddr =
+                if dst.addr().is_ipv4() { NODE_GATEWAY_V4.into() } else { GATEWAY_V6.into() };
             let mut route = Route::via(dst.trunc(), gateway, self.node_index, ROUTE_PROTOCOL);
             // No address of viaduct0 says that this router is on its link. IPv6 needs no such
             // word for a link-local router.
-            route
-                .next_hops
-                .iter_mut()
-                .for_each(|hop| hop.onlink = gateway.is_ipv4());
-            Route {
-                src: self.addresses.for_dst(dst),
-                mtu: Some(self.config.route_mtu),
-                ..route
-            }
+            route.next_hops.iter_mut().for_each(|hop| hop.onlink = gateway.is_ipv4());
+            Route { src: self.addresses.for_dst(dst), mtu: Some(self.config.route_mtu), ..route }
         };
         self.config.pod_cidrs.iter().map(route).collect()
     }
@@ -235,12 +220,7 @@ impl NodePort {
 
     /// `iif viaduct1 lookup TABLE`, for each family that has pods.
     fn rules(&self) -> Vec<Rule> {
-        let has = |ipv6| {
-            self.config
-                .pod_cidrs
-                .iter()
-                .any(|cidr| cidr.addr().is_ipv6() == ipv6)
-        };
+        let has = |ipv6| self.config.pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv6() == ipv6);
         let rule = |ipv6| Rule {
             ipv6,
             priority: RULE_PRIORITY,
@@ -248,11 +228,7 @@ impl NodePort {
             table: ROUTE_TABLE,
             protocol: ROUTE_PROTOCOL,
         };
-        [false, true]
-            .into_iter()
-            .filter(|ipv6| has(*ipv6))
-            .map(rule)
-            .collect()
+        [false, true].into_iter().filter(|ipv6| has(*ipv6)).map(rule).collect()
     }
 
     /// Deletes what an earlier configuration left.
@@ -260,15 +236,11 @@ impl NodePort {
         let ours: Vec<IpNet> = self.config.pod_cidrs.iter().map(IpNet::trunc).collect();
         let mut stale: Vec<Route> = routes_of_ours(netlink)?;
         stale.retain(|route| !ours.contains(&route.dst));
-        let mut requests: Vec<Request> = stale
-            .iter()
-            .map(|route| Request::delete_route(route).if_present())
-            .collect();
+        let mut requests: Vec<Request> =
+            stale.iter().map(|route| Request::delete_route(route).if_present()).collect();
         let wanted = self.rules();
         let rules = netlink.rules()?;
-        let stale = rules
-            .iter()
-            .filter(|rule| is_our_rule(rule) && !wanted.contains(rule));
+        let stale = rules.iter().filter(|rule| is_our_rule(rule) && !wanted.contains(rule));
         requests.extend(stale.map(|rule| Request::delete_rule(rule).if_present()));
         Ok(netlink.execute(requests)?)
     }
@@ -314,12 +286,7 @@ fn ensure_pair(netlink: &mut Netlink, config: &NodeConfig) -> Result<(Link, Link
         return Ok((node.clone(), worker.clone()));
     }
     delete_pair(netlink)?;
-    let end = |name, queues| VethEnd {
-        name,
-        mac: mac_for(name),
-        queues,
-        namespace: None,
-    };
+    let end = |name, queues| VethEnd { name, mac: mac_for(name), queues, namespace: None };
     let node = netlink.create_veth(&Veth {
         near: end(NODE_IFNAME, 1),
         far: end(WORKER_IFNAME, config.workers),
@@ -350,10 +317,7 @@ fn delete_pair(netlink: &mut Netlink) -> Result<(), NodeError> {
         };
         let alias = link.alias.unwrap_or_default();
         if alias != NODE_COOKIE {
-            return Err(NodeError::Foreign {
-                ifname: name.to_owned(),
-                alias,
-            });
+            return Err(NodeError::Foreign { ifname: name.to_owned(), alias });
         }
         netlink.execute([Request::delete_link(link.index, name).if_present()])?;
     }
@@ -369,21 +333,14 @@ fn delete_rules(netlink: &mut Netlink) -> Result<(), NodeError> {
 /// Routes to pods stay: they go with the pods' interfaces.
 fn delete_routes(netlink: &mut Netlink) -> Result<(), NodeError> {
     let routes = routes_of_ours(netlink)?;
-    Ok(netlink.execute(
-        routes
-            .iter()
-            .map(|route| Request::delete_route(route).if_present()),
-    )?)
+    Ok(netlink.execute(routes.iter().map(|route| Request::delete_route(route).if_present()))?)
 }
 
 /// The routes that the node port made: into it, and the ends of our table.
 fn routes_of_ours(netlink: &mut Netlink) -> Result<Vec<Route>, NodeError> {
     let mut routes = netlink.routes(Some(TABLE_MAIN))?;
     let ends = netlink.routes(Some(ROUTE_TABLE))?;
-    routes.extend(
-        ends.into_iter()
-            .filter(|route| route.kind == RouteKind::Unreachable),
-    );
+    routes.extend(ends.into_iter().filter(|route| route.kind == RouteKind::Unreachable));
     routes.retain(|route| route.protocol == ROUTE_PROTOCOL);
     // To be deleted a route is named by destination, table and metric alone.
     routes.iter_mut().for_each(|route| route.next_hops.clear());

@@ -202,6 +202,47 @@ fn basic_mode_is_carried_as_well() {
 
 #[test]
 #[ignore = "needs root"]
+fn a_pod_of_one_family_is_carried_and_gets_nothing_of_the_other() {
+    let mut node = Node::new();
+    node.ensure();
+    let (mut v4, mut v6) = (Pod::new(5), Pod::new(6));
+    v4.addresses.retain(IpAddr::is_ipv4);
+    v6.addresses.retain(IpAddr::is_ipv6);
+    for (pod, family) in [(&v4, 0), (&v6, 1)] {
+        node.attach(pod);
+        node.check(pod).expect("as it should be");
+        talk(
+            &pod.netns,
+            pod.addresses[0],
+            &node.outside,
+            ip(OUTSIDE[family]),
+        );
+        talk(&node.netns, ip(NODE[family]), &pod.netns, pod.addresses[0]);
+    }
+    assert!(!v4.netns.run("ip -6 route").contains("default"));
+    assert_eq!(v6.netns.run("ip -4 route"), "");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_pod_announces_its_ipv4_address() {
+    let netns = Namespace::new();
+    let mut pod = Pod::new(5);
+    pod.addresses.retain(IpAddr::is_ipv4);
+    // Without IPv6 the announcement is the only packet there is.
+    for netns in [&netns, &pod.netns] {
+        netns.run("sysctl -qw net.ipv6.conf.default.disable_ipv6=1");
+    }
+    netns
+        .visit(|| attach(&mut host(), &pod.spec()))
+        .expect("attach");
+    let statistics = pod.netns.run("ip -s -j link show eth0");
+    let sent = statistics.split_once("\"tx\":").expect("counters").1;
+    assert!(sent.contains("\"packets\":1,"), "{statistics}");
+}
+
+#[test]
+#[ignore = "needs root"]
 fn the_nodes_own_packets_to_pods_carry_the_nodes_address() {
     let mut node = Node::new();
     let port = node.ensure();

@@ -226,7 +226,7 @@ impl<P: PacketIo> Worker<P> {
         let Some(port) = tables.port(self.ports[ingress].id) else {
             return self.discard(ingress, Direction::FromPod, packet, DropReason::PortDown);
         };
-        match self.from_pod(&tables, port, &mut packet) {
+        match self.admit(&tables, port, &mut packet) {
             Ok(Verdict::Forward(routed, headers)) => {
                 let counters = &self.ports[ingress].counters.from_pod;
                 counters.wire_packets.add(u64::from(routed.wire_packets));
@@ -249,7 +249,7 @@ impl<P: PacketIo> Worker<P> {
 
     /// The from-pod half, on the sender's worker: may this packet be sent, and where does it go?
     /// (Connection lookup, egress policy and the egress shaper join between `source` and `route`.)
-    fn from_pod(
+    fn admit(
         &mut self,
         tables: &Tables,
         port: &PortSpec,
@@ -332,7 +332,7 @@ impl<P: PacketIo> Worker<P> {
     /// A packet that leaves as it is.
     fn pass_on(&mut self, ingress: usize, worker: WorkerId, packet: Packet, routed: Routed) {
         if worker == self.id {
-            return self.to_pod(packet, routed);
+            return self.deliver(packet, routed);
         }
         let crossed = match self.out.get_mut(usize::from(worker.0)).and_then(Option::as_mut) {
             Some(out) => out.send(&mut self.pool, packet, routed),
@@ -348,7 +348,7 @@ impl<P: PacketIo> Worker<P> {
 
     /// The to-pod half, on the receiver's worker. (hostPort DNAT, connection lookup, ingress
     /// policy and the ingress shaper join here, before the packet is queued.)
-    fn to_pod(&mut self, mut packet: Packet, routed: Routed) {
+    fn deliver(&mut self, mut packet: Packet, routed: Routed) {
         let Some(index) = self.slots[usize::from(routed.egress.0)].map(usize::from) else {
             // The port went while the packet was under way: nobody is left to count it for.
             self.counters.dropped.add(1);
@@ -386,7 +386,7 @@ impl<P: PacketIo> Worker<P> {
                 None => break,
                 Some(Received::Packet(packet, routed)) => {
                     self.counters.crossed_in.add(1);
-                    self.to_pod(packet, routed);
+                    self.deliver(packet, routed);
                 }
                 Some(Received::NoFrames(routed)) => {
                     self.counters.crossed_in.add(1);

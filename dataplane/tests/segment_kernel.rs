@@ -318,7 +318,7 @@ fn tcp(random: &mut Random) -> Vec<u8> {
     if random.below(4) == 0 {
         header[4..8].fill(0xff); // The sequence number wraps.
     }
-    header[12] = ((20 + options) / 4 << 4) as u8 | header[12] & 0x0f;
+    header[12] = (((20 + options) / 4) << 4) as u8 | (header[12] & 0x0f);
     header.resize(20 + options, 1);
     header
 }

@@ -1,5 +1,8 @@
 //! End-to-end test harness: namespaces, daemons, plugins.
 
 pub mod conformance;
+pub mod daemon;
 pub mod netns;
 pub mod plugin;
+pub mod pod;
+pub mod traffic;

@@ -177,7 +177,8 @@ fn an_older_delegate_is_asked_in_its_own_version() {
         dir.path(),
         concat!(
             "case $CNI_COMMAND in\n",
-            "VERSION) echo '{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"0.2.0\",\"1.0.0\"]}';;\n",
+            "VERSION)\n",
+            "  echo '{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"0.2.0\",\"1.0.0\"]}';;\n",
             "GC|STATUS) echo '{\"code\":4,\"msg\":\"unknown CNI_COMMAND\"}'; exit 1;;\n",
             "*) case $input in\n",
             "  *'\"cniVersion\":\"1.0.0\"'*)\n",

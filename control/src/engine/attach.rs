@@ -48,7 +48,7 @@ impl Engine {
             .map_err(|error| call_error(error.cni_code(), &error))?;
         let plan = self.plan(request)?;
         let made = self.make(request, &plan, &netns);
-        if made.is_err() && !self.state.pod(&request.attachment).is_some() {
+        if made.is_err() && self.state.pod(&request.attachment).is_none() {
             let now_ns = self.now_ns();
             self.ipam.free(&request.attachment, now_ns);
         }

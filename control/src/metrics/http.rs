@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
+use thiserror::Error;
 use tracing::warn;
 
 use crate::connections::{ACCEPT_RETRY, Accepted, Connections, accept_waiting};
@@ -30,6 +31,14 @@ const HEADERS_MAX: usize = 64;
 /// Bytes that are read and thrown away after the reply. Closing a socket with unread bytes resets
 /// it, and a reset may overtake the reply (RFC 9112 §9.6).
 const DRAIN_BYTES_MAX: usize = 1 << 16;
+
+/// The pages cannot be served.
+#[derive(Debug, Error)]
+#[error("serve metrics on {address}: {source}; name a free address as [daemon] metrics")]
+pub struct MetricsError {
+    address: SocketAddr,
+    source: io::Error,
+}
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,23 +165,26 @@ impl MetricsServer {
     /// [`CONNECTIONS_MAX`] or fewer.
     ///
     /// # Errors
-    /// Those of bind(2), such as an address in use.
+    /// The address is in use, or not one of this node.
     pub fn bind(
         address: SocketAddr,
         registry: &Registry,
         listener_token: Token,
         connections: Range<usize>,
-    ) -> io::Result<MetricsServer> {
+    ) -> Result<MetricsServer, MetricsError> {
         assert!(connections.len() <= CONNECTIONS_MAX && !connections.contains(&listener_token.0));
-        let mut listener = TcpListener::bind(address)?;
-        registry.register(&mut listener, listener_token, Interest::READABLE)?;
-        Ok(MetricsServer {
-            listener,
-            listener_token,
-            registry: registry.try_clone()?,
-            connections: Connections::new(connections),
-            accept_again: None,
-        })
+        let listen = || -> io::Result<MetricsServer> {
+            let mut listener = TcpListener::bind(address)?;
+            registry.register(&mut listener, listener_token, Interest::READABLE)?;
+            Ok(MetricsServer {
+                listener,
+                listener_token,
+                registry: registry.try_clone()?,
+                connections: Connections::new(connections),
+                accept_again: None,
+            })
+        };
+        listen().map_err(|source| MetricsError { address, source })
     }
 
     /// The address it listens on: the port is known when 0 was asked for.

@@ -5,10 +5,17 @@ use netlink_packet_core::{DefaultNla, NLA_F_NESTED, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth,
-    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use rustix::io::Errno;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+/// A thousand times what a kernel without anything else to do takes.
+const OPERATION_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Between two looks at an interface that is not in operation yet.
+const OPERATION_PAUSE: Duration = Duration::from_micros(200);
 
 /// `IFLA_INET_CONF` (linux/if_link.h).
 const IFLA_INET_CONF: u16 = 1;
@@ -28,6 +35,9 @@ pub struct Link {
     pub up: bool,
     /// The carrier is there (`IFF_LOWER_UP`).
     pub carrier: bool,
+    /// In operation (RFC 2863 `ifOperStatus` up): the kernel has taken note of the carrier and
+    /// gives packets to the driver.
+    pub operational: bool,
     /// The loopback interface.
     pub loopback: bool,
     /// The text given with `ip link set … alias`; our devices carry their cookie here.
@@ -61,6 +71,7 @@ impl Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Address(bytes) => link.mac = mac_of(&bytes),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::OperState(state) => link.operational = state == State::Up,
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
                 LinkAttribute::Link(index) => link.peer_index = Some(index),
                 LinkAttribute::LinkNetNsId(_) => link.peer_elsewhere = true,
@@ -139,8 +150,7 @@ pub enum AddressGeneration {
     Off,
 }
 
-/// What to change on an interface that exists. Applied in the order of the fields, by two messages
-/// if the interface is brought up: its settings must hold before it is.
+/// What to change on an interface that exists, before it is brought up.
 #[derive(Debug, Clone)]
 pub struct LinkSettings<'a> {
     /// IPv4 settings and their values.
@@ -154,13 +164,16 @@ pub struct LinkSettings<'a> {
 }
 
 impl LinkSettings<'_> {
+    /// What every interface of ours gets, if this kernel has IPv6: no address that the kernel
+    /// makes up.
+    pub fn without_made_up_addresses(ipv6: bool) -> LinkSettings<'static> {
+        let address_generation =
+            if ipv6 { AddressGeneration::Off } else { AddressGeneration::Keep };
+        LinkSettings { ipv4: &[], address_generation, alias: None, mtu: None }
+    }
+
     fn attributes(&self) -> Vec<LinkAttribute> {
-        let LinkSettings {
-            ipv4,
-            address_generation,
-            alias,
-            mtu,
-        } = self;
+        let LinkSettings { ipv4, address_generation, alias, mtu } = self;
         let mut attributes = Vec::new();
         attributes.extend(mtu.map(LinkAttribute::Mtu));
         attributes.extend(alias.map(|alias| LinkAttribute::IfAlias(alias.to_owned())));
@@ -189,12 +202,7 @@ impl LinkSettings<'_> {
 
 impl Request {
     fn create_veth(veth: &Veth<'_>) -> Request {
-        let Veth {
-            near,
-            far,
-            mtu,
-            alias: _,
-        } = veth;
+        let Veth { near, far, mtu, alias: _ } = veth;
         let end = |end: &VethEnd<'_>| {
             let mut attributes = vec![
                 LinkAttribute::IfName(end.name.to_owned()),
@@ -203,10 +211,7 @@ impl Request {
                 LinkAttribute::NumRxQueues(end.queues),
                 LinkAttribute::NumTxQueues(end.queues),
             ];
-            attributes.extend(
-                end.namespace
-                    .map(|fd| LinkAttribute::NetNsFd(fd.as_raw_fd())),
-            );
+            attributes.extend(end.namespace.map(|fd| LinkAttribute::NetNsFd(fd.as_raw_fd())));
             attributes
         };
         let mut peer = LinkMessage::default();
@@ -239,9 +244,7 @@ impl Request {
 
     fn set_link(name: &str, mut message: LinkMessage, what: String) -> Request {
         // The name selects the interface because the index is zero.
-        message
-            .attributes
-            .insert(0, LinkAttribute::IfName(name.to_owned()));
+        message.attributes.insert(0, LinkAttribute::IfName(name.to_owned()));
         Request::new(RouteNetlinkMessage::SetLink(message), 0, what)
     }
 
@@ -249,11 +252,7 @@ impl Request {
     pub fn delete_link(index: u32, name: &str) -> Request {
         let mut message = LinkMessage::default();
         message.header.index = index;
-        Request::new(
-            RouteNetlinkMessage::DelLink(message),
-            0,
-            format!("delete {name}"),
-        )
+        Request::new(RouteNetlinkMessage::DelLink(message), 0, format!("delete {name}"))
     }
 
     fn get_link(name: &str) -> Request {
@@ -262,11 +261,7 @@ impl Request {
             LinkAttribute::IfName(name.to_owned()),
             LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]),
         ];
-        Request::new(
-            RouteNetlinkMessage::GetLink(message),
-            0,
-            format!("look up {name}"),
-        )
+        Request::new(RouteNetlinkMessage::GetLink(message), 0, format!("look up {name}"))
     }
 }
 
@@ -293,25 +288,33 @@ impl Netlink {
         // then give our alias to somebody else's device.
         if self.link(name)?.is_some() {
             let detail = format!(": {name} is taken");
-            return Err(NetlinkError::Refused {
-                what,
-                source: Errno::EXIST,
-                detail,
-            });
+            return Err(NetlinkError::Refused { what, source: Errno::EXIST, detail });
         }
         let mut aliased = LinkMessage::default();
-        aliased
-            .attributes
-            .push(LinkAttribute::IfAlias(veth.alias.to_owned()));
+        aliased.attributes.push(LinkAttribute::IfAlias(veth.alias.to_owned()));
         let alias = Request::set_link(name, aliased, format!("set the alias of {name}"));
         let answers = self.query([create, alias, Request::get_link(name)])?;
-        answers
-            .into_iter()
-            .find_map(new_link)
-            .ok_or(NetlinkError::Malformed {
-                what,
-                detail: "the new interface was not described".to_owned(),
-            })
+        answers.into_iter().find_map(new_link).ok_or(NetlinkError::Malformed {
+            what,
+            detail: "the new interface was not described".to_owned(),
+        })
+    }
+
+    /// Waits until an interface that was brought up is in operation.
+    ///
+    /// Of a veth pair the end that comes up first has no carrier yet. When the other follows, a
+    /// kernel thread turns the first one's queue on some time later, and until then all that the
+    /// kernel sends by it is dropped. Describing an interface does that thread's work at once
+    /// (net/core/rtnetlink.c, `rtnl_getlink`), since Linux 6.8; before, it takes a millisecond.
+    pub fn await_operation(&mut self, name: &str) -> Result<(), NetlinkError> {
+        let end = Instant::now() + OPERATION_DEADLINE;
+        while !self.link(name)?.is_some_and(|link| link.operational) {
+            if Instant::now() > end {
+                return Err(NetlinkError::NotOperational { name: name.to_owned() });
+            }
+            std::thread::sleep(OPERATION_PAUSE);
+        }
+        Ok(())
     }
 
     /// All interfaces of the namespace.

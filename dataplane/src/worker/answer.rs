@@ -13,6 +13,9 @@ use crate::parse::ETHERNET_BYTES;
 use crate::port::{Mac, PacketIo};
 use crate::tables::{PortSpec, Tables};
 
+/// A builder of answers: request, who asks, our MAC, the answer's bytes; returns their number.
+type Build = fn(&[u8], &PodIdentity<'_>, Mac, &mut [u8]) -> Result<usize, NeighborDrop>;
+
 impl<P: PacketIo> Worker<P> {
     /// Tells the sender why its packet goes nowhere, unless it must not be told or was told often.
     pub(super) fn send_icmp_error(
@@ -69,7 +72,7 @@ impl<P: PacketIo> Worker<P> {
         port: &PortSpec,
         request: &Packet,
         bytes_max: usize,
-        build: fn(&[u8], &PodIdentity<'_>, Mac, &mut [u8]) -> Result<usize, NeighborDrop>,
+        build: Build,
         reason: fn(NeighborDrop) -> DropReason,
     ) -> Result<Packet, Refusal> {
         let mut answer = self.pool.packet(bytes_max).ok_or(DropReason::NoFrames)?;
@@ -92,7 +95,7 @@ impl<P: PacketIo> Worker<P> {
         let len = packet.len() as u32;
         let egress = self.ports[ingress].id;
         let offload = Offload::default();
-        self.to_pod(packet, Routed { egress, offload, wire_packets: 1, wire_bytes: len });
+        self.deliver(packet, Routed { egress, offload, wire_packets: 1, wire_bytes: len });
     }
 }
 

@@ -152,7 +152,8 @@ impl Case {
 }
 
 fn check_sent(name: &str, expected: &[Expected], sent: &[Sent]) {
-    assert_eq!(sent.len(), expected.len(), "{name}: packets sent: {sent:02x?}");
+    let lengths: Vec<usize> = sent.iter().map(|sent| sent.bytes.len()).collect();
+    assert_eq!(sent.len(), expected.len(), "{name}: packets sent, of {lengths:?} bytes");
     for (index, (expected, sent)) in expected.iter().zip(sent).enumerate() {
         if sent.bytes != expected.bytes {
             let at = sent.bytes.iter().zip(&expected.bytes).position(|(a, b)| a != b);

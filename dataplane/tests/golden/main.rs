@@ -3,7 +3,16 @@
 //! Every case runs on a node with one worker and on one with two, where it crosses, and asserts
 //! *all* counters: what a case does not name stays zero.
 
+mod addresses;
 mod case;
 mod forwarding;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod headers;
+mod neighbors;
+mod rings;
+mod sizes;
+mod spoofing;
+
+/// Both IP versions, for cases that have one of each.
+const FAMILIES: [(bool, &str); 2] = [(false, "v4"), (true, "v6")];

@@ -123,6 +123,18 @@ fn serves_the_page_whole_and_closes() {
 }
 
 #[test]
+fn an_address_in_use_is_an_error_that_names_it() {
+    let bench = Bench::new();
+    let address = bench.server.local_addr().expect("it has one");
+    let refused = MetricsServer::bind(address, bench.poll.registry(), Token(8), 200..210);
+    let error = refused.expect_err("it is in use").to_string();
+    assert!(
+        error.contains(&address.to_string()) && error.contains("[daemon] metrics"),
+        "{error}"
+    );
+}
+
+#[test]
 fn health_and_readiness_differ_when_something_is_amiss() {
     let mut bench = Bench::new();
     assert!(bench.get("/readyz").starts_with("HTTP/1.1 200 OK\r\n"));

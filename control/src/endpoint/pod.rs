@@ -1,0 +1,123 @@
+//! The pod's end of its interface: addresses, the two gateways, and what its kernel may leave to us.
+
+use super::{EndpointError, EndpointSpec};
+use crate::ethtool::Ethtool;
+use crate::netlink::{
+    Address, AddressScope, Ipv4Setting, LinkSettings, Neighbor, Netlink, Request, Route,
+};
+use crate::node::{GATEWAY_V4, GATEWAY_V6, ROUTE_PROTOCOL, link_local};
+use crate::sysctl;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use std::net::IpAddr;
+
+/// Runs inside the pod's namespace.
+pub(super) fn configure(spec: &EndpointSpec<'_>, index: u32) -> Result<(), EndpointError> {
+    let name = spec.ifname;
+    let ipv6 = sysctl::ipv6_exists();
+    let mut netlink = Netlink::open()?;
+    Ethtool::open()?.set_features(name, &spec.offloads.features())?;
+    if ipv6 {
+        sysctl::write(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
+        sysctl::write(&format!("ipv6/conf/{name}/accept_dad"), "0")?;
+    }
+    if ipv6 && spec.v6().next().is_some() {
+        // Some runtimes turn IPv6 off in new namespaces.
+        sysctl::write(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
+    }
+    // The kernel announces the IPv4 addresses (gratuitous ARP) when the interface comes up.
+    let announce = [(Ipv4Setting::ArpNotify, 1)];
+    let settings = LinkSettings {
+        ipv4: &announce,
+        ..LinkSettings::without_made_up_addresses(ipv6)
+    };
+    let mut requests = vec![
+        // It stays up when a failed attach is undone: that is the loopback plugin's own aim, and
+        // another attachment of the pod may count on it.
+        Request::bring_up("lo"),
+        Request::configure_link(name, &settings),
+    ];
+    let address = |address: IpAddr| {
+        let own = IpNet::from(address);
+        let (prefix_len, scope) = (own.prefix_len(), AddressScope::Universe);
+        Address {
+            index,
+            address,
+            prefix_len,
+            scope,
+            preferred: true,
+        }
+    };
+    requests.extend(
+        spec.v4()
+            .map(|ip| Request::put_address(&address(ip.into()), name)),
+    );
+    requests.push(Request::bring_up(name));
+    requests.extend(
+        spec.v6()
+            .map(|ip| Request::put_address(&address(ip.into()), name)),
+    );
+    requests.extend(v4_requests(spec, index));
+    requests.extend(v6_requests(spec, index));
+    Ok(netlink.execute(requests)?)
+}
+
+fn v4_requests(spec: &EndpointSpec<'_>, index: u32) -> Vec<Request> {
+    let Some(src) = spec.v4().next() else {
+        return Vec::new();
+    };
+    let (name, gateway) = (spec.ifname, IpAddr::from(GATEWAY_V4));
+    let ours = |route: Route| Route {
+        mtu: Some(spec.route_mtu),
+        src: Some(src.into()),
+        ..route
+    };
+    let to_gateway = ours(Route::direct(IpNet::from(gateway), index, ROUTE_PROTOCOL));
+    let mut requests = vec![
+        Request::put_neighbor(&Neighbor::permanent(index, gateway, spec.host_mac), name),
+        Request::put_route(&to_gateway, name),
+    ];
+    let everything = IpNet::V4(Ipv4Net::default());
+    let extra = spec
+        .routes
+        .iter()
+        .copied()
+        .filter(|dst| dst.addr().is_ipv4());
+    for dst in std::iter::once(everything).chain(extra) {
+        let route = ours(Route::via(dst.trunc(), gateway, index, ROUTE_PROTOCOL));
+        requests.push(Request::put_route(&route, name));
+    }
+    requests
+}
+
+fn v6_requests(spec: &EndpointSpec<'_>, index: u32) -> Vec<Request> {
+    let Some(src) = spec.v6().next() else {
+        return Vec::new();
+    };
+    let (name, gateway) = (spec.ifname, IpAddr::from(GATEWAY_V6));
+    let link_local = Address {
+        index,
+        address: link_local(spec.mac).into(),
+        prefix_len: 64,
+        scope: AddressScope::Link,
+        preferred: true,
+    };
+    let mut requests = vec![
+        Request::put_address(&link_local, name),
+        Request::put_neighbor(&Neighbor::permanent(index, gateway, spec.host_mac), name),
+    ];
+    let everything = IpNet::V6(Ipv6Net::default());
+    let extra = spec
+        .routes
+        .iter()
+        .copied()
+        .filter(|dst| dst.addr().is_ipv6());
+    for dst in std::iter::once(everything).chain(extra) {
+        let route = Route {
+            mtu: Some(spec.route_mtu),
+            src: Some(src.into()),
+            ..Route::via(dst.trunc(), gateway, index, ROUTE_PROTOCOL)
+        };
+        requests.push(Request::put_route(&route, name));
+    }
+    requests
+}
