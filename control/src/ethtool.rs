@@ -101,17 +101,10 @@ impl Ethtool {
             socket.connect(&SocketAddr::new(0, 0))?;
             Ok(socket)
         };
-        let socket = connect().map_err(|source| EthtoolError::Socket {
-            what: what.to_owned(),
-            source,
-        })?;
+        let socket =
+            connect().map_err(|source| EthtoolError::Socket { what: what.to_owned(), source })?;
         let received = Vec::with_capacity(RECEIVE_BYTES);
-        let mut ethtool = Ethtool {
-            socket,
-            family: GENL_ID_CTRL,
-            sequence: 0,
-            received,
-        };
+        let mut ethtool = Ethtool { socket, family: GENL_ID_CTRL, sequence: 0, received };
         ethtool.family = match FAMILY.get() {
             Some(family) => *family,
             None => {
@@ -132,21 +125,15 @@ impl Ethtool {
             match self.request_features(device, features) {
                 // A name this kernel does not know; or an interface without these features, which
                 // the second attempt will say again.
-                Err(EthtoolError::Refused {
-                    source: Errno::OPNOTSUPP,
-                    ..
-                }) => {}
+                Err(EthtoolError::Refused { source: Errno::OPNOTSUPP, .. }) => {}
                 other => return other,
             }
             let known = self.known_features(device)?;
             KNOWN.get_or_init(|| known);
         }
         let known = KNOWN.get().expect("set just above");
-        let features: Vec<_> = features
-            .iter()
-            .copied()
-            .filter(|(name, _)| known.contains(*name))
-            .collect();
+        let features: Vec<_> =
+            features.iter().copied().filter(|(name, _)| known.contains(*name)).collect();
         self.request_features(device, &features)
     }
 
@@ -181,10 +168,7 @@ impl Ethtool {
         if names.is_empty() {
             return Ok(());
         }
-        Err(EthtoolError::Fixed {
-            device: device.to_owned(),
-            names,
-        })
+        Err(EthtoolError::Fixed { device: device.to_owned(), names })
     }
 
     /// All features this kernel knows, which the description of any interface lists.
@@ -193,12 +177,9 @@ impl Ethtool {
         let mut body = Vec::new();
         put_header(&mut body, device);
         let answer = self.exchange(&what, ETHTOOL_MSG_FEATURES_GET, &body)?;
-        let changeable = answer
-            .as_deref()
-            .and_then(|answer| attribute(answer, ETHTOOL_A_FEATURES_HW));
-        let names = changeable
-            .map(bit_names)
-            .ok_or(EthtoolError::Malformed { what })?;
+        let changeable =
+            answer.as_deref().and_then(|answer| attribute(answer, ETHTOOL_A_FEATURES_HW));
+        let names = changeable.map(bit_names).ok_or(EthtoolError::Malformed { what })?;
         Ok(names.into_iter().collect())
     }
 
@@ -206,15 +187,11 @@ impl Ethtool {
         let mut body = Vec::new();
         put(&mut body, CTRL_ATTR_FAMILY_NAME, &zero_ended("ethtool"));
         let answer = self.exchange(what, CTRL_CMD_GETFAMILY, &body)?;
-        let id = answer
-            .as_deref()
-            .and_then(|answer| attribute(answer, CTRL_ATTR_FAMILY_ID));
+        let id = answer.as_deref().and_then(|answer| attribute(answer, CTRL_ATTR_FAMILY_ID));
         let bytes = id.and_then(|id| id.first_chunk::<2>().copied());
         bytes
             .map(u16::from_ne_bytes)
-            .ok_or_else(|| EthtoolError::Malformed {
-                what: what.to_owned(),
-            })
+            .ok_or_else(|| EthtoolError::Malformed { what: what.to_owned() })
     }
 
     /// Sends one command and waits for its acknowledgement; returns the attributes of the answer,
@@ -225,38 +202,25 @@ impl Ethtool {
         command: u8,
         body: &[u8],
     ) -> Result<Option<Vec<u8>>, EthtoolError> {
-        let socket_error = |source| EthtoolError::Socket {
-            what: what.to_owned(),
-            source,
-        };
-        let malformed = || EthtoolError::Malformed {
-            what: what.to_owned(),
-        };
+        let socket_error = |source| EthtoolError::Socket { what: what.to_owned(), source };
+        let malformed = || EthtoolError::Malformed { what: what.to_owned() };
         self.sequence = self.sequence.wrapping_add(1);
         let message = self.message(command, body);
         self.socket.send(&message, 0).map_err(socket_error)?;
         let mut answer = None;
         loop {
             self.received.clear();
-            self.socket
-                .recv(&mut self.received, 0)
-                .map_err(socket_error)?;
+            self.socket.recv(&mut self.received, 0).map_err(socket_error)?;
             let mut rest = self.received.as_slice();
             while !rest.is_empty() {
                 let part = Part::read(rest).ok_or_else(malformed)?;
-                rest = rest
-                    .get(part.length.next_multiple_of(4)..)
-                    .unwrap_or_default();
+                rest = rest.get(part.length.next_multiple_of(4)..).unwrap_or_default();
                 if part.sequence != self.sequence {
                     continue;
                 }
                 if part.kind != NLMSG_ERROR {
-                    answer = Some(
-                        part.payload
-                            .get(GENL_HEADER_BYTES..)
-                            .unwrap_or_default()
-                            .to_vec(),
-                    );
+                    answer =
+                        Some(part.payload.get(GENL_HEADER_BYTES..).unwrap_or_default().to_vec());
                     continue;
                 }
                 let code = part.payload.first_chunk::<4>().ok_or_else(malformed)?;
@@ -264,10 +228,7 @@ impl Ethtool {
                     0 => Ok(answer),
                     code => {
                         let source = errno_of(code);
-                        Err(EthtoolError::Refused {
-                            what: what.to_owned(),
-                            source,
-                        })
+                        Err(EthtoolError::Refused { what: what.to_owned(), source })
                     }
                 };
             }
@@ -277,11 +238,7 @@ impl Ethtool {
     fn message(&self, command: u8, body: &[u8]) -> Vec<u8> {
         let length = NLMSG_HEADER_BYTES + GENL_HEADER_BYTES + body.len();
         let mut message = Vec::with_capacity(length);
-        message.extend(
-            u32::try_from(length)
-                .expect("requests are small")
-                .to_ne_bytes(),
-        );
+        message.extend(u32::try_from(length).expect("requests are small").to_ne_bytes());
         message.extend(self.family.to_ne_bytes());
         message.extend((NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
         message.extend(self.sequence.to_ne_bytes());
@@ -306,12 +263,7 @@ impl Part<'_> {
         let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk::<2>()?);
         let sequence = u32::from_ne_bytes(*bytes.get(8..)?.first_chunk::<4>()?);
         let payload = bytes.get(NLMSG_HEADER_BYTES..length)?;
-        Some(Part {
-            length,
-            kind,
-            sequence,
-            payload,
-        })
+        Some(Part { length, kind, sequence, payload })
     }
 }
 
@@ -362,11 +314,7 @@ fn bit_names(bitset: &[u8]) -> Vec<String> {
     attributes(bits)
         .filter_map(|bit| {
             let name = attribute(bit.value(), ETHTOOL_A_BITSET_BIT_NAME)?;
-            Some(
-                String::from_utf8_lossy(name)
-                    .trim_end_matches('\0')
-                    .to_owned(),
-            )
+            Some(String::from_utf8_lossy(name).trim_end_matches('\0').to_owned())
         })
         .collect()
 }

@@ -2,8 +2,9 @@
 //!
 //! Pure and in memory: the journal's pods are reserved again at start, and time is an argument. An
 //! address never has two owners. Addresses that were never used go first, in order; then freed
-//! ones, longest free first and not before [`COOL_DOWN_NS`], because peers, load balancers and DNS
-//! answers remember an address longer than its pod lives. Memory grows with the pods, not with the
+//! ones, longest free first, because peers, load balancers and DNS answers remember an address longer
+//! than its pod lives. An address rests as long as any other can be had, but no pod goes without one
+//! for that (docs/decisions/0003-cool-down-is-an-order.md). Memory grows with the pods, not with the
 //! prefix: each pool has a cursor, before which every address is owned or freed.
 
 use std::collections::BTreeMap;
@@ -22,10 +23,6 @@ mod wish;
 /// (projectcalico/calico issues 3467 and 4152); the 120 s are our judgement.
 pub const COOL_DOWN_NS: u64 = 120 * 1_000_000_000;
 
-/// The cool-down is waived when less than one in this many of the candidates has no owner: then a
-/// pod without an address is the greater evil.
-pub const COOL_DOWN_FREE_SHARE: u128 = 10;
-
 /// Freed addresses that a pool remembers before it hands them out again although it still has
 /// never-used ones. Without it an IPv6 /64, which has no end, would remember every pod since boot;
 /// with it, 65,536 entries of about 100 bytes.
@@ -39,16 +36,6 @@ pub enum IpamError {
     Exhausted {
         /// The prefixes that were searched, comma separated.
         cidrs: String,
-    },
-    /// There are free addresses, but all were freed too recently.
-    #[error(
-        "every free address of {cidrs} was in use less than 120 s ago; try again in {wait_s} s"
-    )]
-    CoolingDown {
-        /// The prefixes that were searched, comma separated.
-        cidrs: String,
-        /// Seconds until the first one may be used, rounded up.
-        wait_s: u64,
     },
     /// The address asked for has an owner.
     #[error(
@@ -101,8 +88,8 @@ impl IpamError {
         match self {
             // 50: the plugin cannot serve ADD now.
             IpamError::Exhausted { .. } => 50,
-            // 11: try again later; time, or the other pod's DEL, will mend it.
-            IpamError::CoolingDown { .. } | IpamError::Taken { .. } => 11,
+            // 11: try again later; the other pod's DEL will mend it.
+            IpamError::Taken { .. } => 11,
             // 7: invalid network configuration.
             IpamError::Outside { .. } | IpamError::Surplus { .. } | IpamError::Range { .. } => 7,
             // 100 and above are our own; the specification has none for a second ADD.
@@ -340,16 +327,9 @@ impl Ipam {
         if let Some(fresh) = fresh() {
             return Ok(fresh);
         }
-        match (reuse, rested_ns) {
-            (Some(reuse), _) if is_rested || self.is_scarce(segments) => Ok(reuse),
-            (Some(_), Some(rested_ns)) => Err(IpamError::CoolingDown {
-                cidrs: list(segments.iter().map(|segment| segment.net)),
-                wait_s: (COOL_DOWN_NS - rested_ns).div_ceil(1_000_000_000),
-            }),
-            _ => Err(IpamError::Exhausted {
-                cidrs: list(segments.iter().map(|segment| segment.net)),
-            }),
-        }
+        reuse.ok_or_else(|| IpamError::Exhausted {
+            cidrs: list(segments.iter().map(|segment| segment.net)),
+        })
     }
 
     /// The lowest never-used address. The walk passes at most every owned and freed address once.
@@ -383,20 +363,6 @@ impl Ipam {
         in_segment
             .next()
             .map(|(key, freed)| (*key, *freed, segment))
-    }
-
-    /// Whether so few addresses have no owner that the cool-down is waived.
-    fn is_scarce(&self, segments: &[Segment]) -> bool {
-        let (mut size, mut owned) = (0_u128, 0_usize);
-        for segment in segments {
-            let Segment {
-                pool, first, last, ..
-            } = segment;
-            size = size.saturating_add(last - first).saturating_add(1);
-            owned += self.pools[*pool].owned.range(first..=last).count();
-        }
-        let free = size.saturating_sub(owned as u128);
-        free.saturating_mul(COOL_DOWN_FREE_SHARE) < size
     }
 }
 

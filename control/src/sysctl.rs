@@ -58,17 +58,8 @@ pub fn read(key: &str) -> Result<Option<String>, SysctlError> {
     let read = |mut file: File| value_of(&mut file).map(Some);
     File::open(Path::new(ROOT).join(key))
         .and_then(read)
-        .or_else(|error| {
-            if error.kind() == ErrorKind::NotFound {
-                Ok(None)
-            } else {
-                Err(error)
-            }
-        })
-        .map_err(|source| SysctlError::Read {
-            key: key.to_owned(),
-            source,
-        })
+        .or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(None) } else { Err(error) })
+        .map_err(|source| SysctlError::Read { key: key.to_owned(), source })
 }
 
 /// Gives a setting a value, if it has another. A setting that this kernel does not have is left
@@ -157,18 +148,11 @@ impl SysctlLog {
         let Some(value) = read(key)? else {
             return Ok(());
         };
-        self.originals.push(Original {
-            key: key.to_owned(),
-            value,
-        });
+        self.originals.push(Original { key: key.to_owned(), value });
         self.save().map_err(|source| {
             self.originals.pop();
             let path = self.file.clone().unwrap_or_default();
-            SysctlError::Record {
-                key: key.to_owned(),
-                path,
-                source,
-            }
+            SysctlError::Record { key: key.to_owned(), path, source }
         })
     }
 
@@ -197,11 +181,7 @@ impl SysctlLog {
         self.originals = kept;
         if let Err(source) = self.save() {
             let path = self.file.clone().unwrap_or_default();
-            errors.push(SysctlError::Record {
-                key: "*".to_owned(),
-                path,
-                source,
-            });
+            errors.push(SysctlError::Record { key: "*".to_owned(), path, source });
         }
         errors
     }
@@ -229,9 +209,7 @@ mod tests {
 
     #[test]
     fn a_value_is_read_without_its_line_end() {
-        let value = read("ipv4/ip_forward")
-            .expect("read")
-            .expect("ip_forward exists");
+        let value = read("ipv4/ip_forward").expect("read").expect("ip_forward exists");
         assert!(value == "0" || value == "1", "{value:?}");
     }
 

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use kernel::{Namespace, talk, wait_for};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::net::{IpAddr, TcpStream};
+use std::net::{IpAddr, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -106,34 +106,27 @@ impl Node {
         let inner = outside.visit(|| File::open("/proc/thread-self/ns/net").expect("open"));
         let path = format!("/proc/{}/fd/{}", std::process::id(), fd_number(&inner));
         netns.run("ip link set lo up");
-        netns.run(&format!(
-            "ip link add up0 type veth peer name up0 netns {path}"
-        ));
+        netns.run(&format!("ip link add up0 type veth peer name up0 netns {path}"));
         for (netns, own, other) in [(&netns, NODE, OUTSIDE), (&outside, OUTSIDE, NODE)] {
             netns.run("ip link set up0 addrgenmode none");
             netns.run("ip link set up0 up");
             netns.run(&format!("ip address add {}/24 dev up0", own[0]));
             netns.run(&format!("ip address add {}/64 dev up0 nodad", own[1]));
             // Not left to the kernel, which would take a second to be sure that it is unique.
-            netns.run(&format!(
-                "ip address add fe80::{}/64 dev up0 nodad",
-                &own[1][10..]
-            ));
+            netns.run(&format!("ip address add fe80::{}/64 dev up0 nodad", &own[1][10..]));
             netns.run(&format!("ip route add default via {}", other[0]));
             netns.run(&format!("ip -6 route add default via {}", other[1]));
         }
-        Node {
-            netns,
-            outside,
-            log: SysctlLog::in_memory(),
+        for netns in [&netns, &outside] {
+            let mut netlink = netns.visit(Netlink::open).expect("open");
+            netlink.await_operation("up0").expect("the uplink works");
         }
+        Node { netns, outside, log: SysctlLog::in_memory() }
     }
 
     fn ensure(&mut self) -> NodePort {
         let Node { netns, log, .. } = self;
-        netns
-            .visit(|| NodePort::ensure(&config(), log))
-            .expect("make the node port")
+        netns.visit(|| NodePort::ensure(&config(), log)).expect("make the node port")
     }
 
     fn attach(&self, pod: &Pod) {
@@ -146,8 +139,7 @@ impl Node {
     }
 
     fn detach(&self, pod: &Pod) -> Result<Detached, EndpointError> {
-        self.netns
-            .visit(|| detach(&mut host(), &pod.host_ifname, &pod.cookie))
+        self.netns.visit(|| detach(&mut host(), &pod.host_ifname, &pod.cookie))
     }
 }
 
@@ -202,6 +194,25 @@ fn basic_mode_is_carried_as_well() {
 
 #[test]
 #[ignore = "needs root"]
+fn the_first_packet_after_attach_arrives() {
+    let mut node = Node::new();
+    node.ensure();
+    for number in 1..=60 {
+        let pod = Pod::new(number);
+        node.attach(&pod);
+        // UDP, so nothing is sent twice.
+        let sender = node.netns.visit(|| UdpSocket::bind("0.0.0.0:0")).expect("bind");
+        let receiver = pod.netns.visit(|| UdpSocket::bind((pod.addresses[0], 0))).expect("bind");
+        receiver.set_read_timeout(Some(kernel::DEADLINE)).expect("set the deadline");
+        sender.send_to(b"first", receiver.local_addr().expect("address")).expect("send");
+        let mut buffer = [0; 16];
+        let result = receiver.recv_from(&mut buffer);
+        assert_eq!(result.unwrap_or_else(|error| panic!("pod {number}: {error}")).0, 5);
+    }
+}
+
+#[test]
+#[ignore = "needs root"]
 fn a_pod_of_one_family_is_carried_and_gets_nothing_of_the_other() {
     let mut node = Node::new();
     node.ensure();
@@ -211,12 +222,7 @@ fn a_pod_of_one_family_is_carried_and_gets_nothing_of_the_other() {
     for (pod, family) in [(&v4, 0), (&v6, 1)] {
         node.attach(pod);
         node.check(pod).expect("as it should be");
-        talk(
-            &pod.netns,
-            pod.addresses[0],
-            &node.outside,
-            ip(OUTSIDE[family]),
-        );
+        talk(&pod.netns, pod.addresses[0], &node.outside, ip(OUTSIDE[family]));
         talk(&node.netns, ip(NODE[family]), &pod.netns, pod.addresses[0]);
     }
     assert!(!v4.netns.run("ip -6 route").contains("default"));
@@ -233,9 +239,7 @@ fn a_pod_announces_its_ipv4_address() {
     for netns in [&netns, &pod.netns] {
         netns.run("sysctl -qw net.ipv6.conf.default.disable_ipv6=1");
     }
-    netns
-        .visit(|| attach(&mut host(), &pod.spec()))
-        .expect("attach");
+    netns.visit(|| attach(&mut host(), &pod.spec())).expect("attach");
     let statistics = pod.netns.run("ip -s -j link show eth0");
     let sent = statistics.split_once("\"tx\":").expect("counters").1;
     assert!(sent.contains("\"packets\":1,"), "{statistics}");
@@ -252,19 +256,11 @@ fn the_nodes_own_packets_to_pods_carry_the_nodes_address() {
     node.attach(&pod);
     for family in [0, 1] {
         let to = pod.addresses[family];
-        let listener = pod
-            .netns
-            .visit(|| std::net::TcpListener::bind((to, 0)))
-            .expect("listen");
+        let listener = pod.netns.visit(|| std::net::TcpListener::bind((to, 0))).expect("listen");
         let address = listener.local_addr().expect("address");
         // Not bound to an address: the route decides.
-        let stream = node
-            .netns
-            .visit(|| TcpStream::connect_timeout(&address, kernel::DEADLINE));
-        assert_eq!(
-            stream.expect("connect").local_addr().expect("address").ip(),
-            ip(NODE[family])
-        );
+        let stream = node.netns.visit(|| TcpStream::connect_timeout(&address, kernel::DEADLINE));
+        assert_eq!(stream.expect("connect").local_addr().expect("address").ip(), ip(NODE[family]));
     }
 }
 
@@ -283,10 +279,7 @@ fn an_address_without_a_pod_is_unreachable_and_does_not_circle() {
             let error = result.expect_err("nobody is there");
             // ENETUNREACH, EHOSTUNREACH: the kernel answered. A packet that circles dies of its
             // TTL, after 64 passages of which the counter below would show most.
-            assert!(
-                matches!(error.raw_os_error(), Some(101 | 113)),
-                "{to}: {error}"
-            );
+            assert!(matches!(error.raw_os_error(), Some(101 | 113)), "{to}: {error}");
             assert!(begin.elapsed() < Duration::from_secs(4), "{to}");
         }
     }
@@ -317,9 +310,7 @@ fn a_hundred_pods_leave_nothing_behind() {
         for pod in &pods {
             check(&mut host, &pod.spec()).expect("check");
         }
-        let routes = Netlink::open()
-            .and_then(|mut n| n.routes(Some(ROUTE_TABLE)))
-            .expect("routes");
+        let routes = Netlink::open().and_then(|mut n| n.routes(Some(ROUTE_TABLE))).expect("routes");
         assert_eq!(routes.len(), 2 * pods.len() + 2, "two per pod and two ends");
         for pod in &pods {
             let begin = Instant::now();
@@ -353,15 +344,9 @@ fn a_failed_attach_leaves_nothing_behind() {
     node.ensure();
     let before = node.netns.contents();
     let attach_fails = |pod: &Pod, spec: &EndpointSpec<'_>| {
-        let error = node
-            .netns
-            .visit(|| attach(&mut host(), spec))
-            .expect_err("must fail");
+        let error = node.netns.visit(|| attach(&mut host(), spec)).expect_err("must fail");
         assert_eq!(node.netns.contents(), before, "after {error}");
-        assert!(
-            !pod.netns.run("ip -o link").contains("eth0@"),
-            "after {error}"
-        );
+        assert!(!pod.netns.run("ip -o link").contains("eth0@"), "after {error}");
         error
     };
 
@@ -372,53 +357,17 @@ fn a_failed_attach_leaves_nothing_behind() {
 
     let pod = Pod::new(5);
     let no_namespace = File::open("/dev/null").expect("open");
-    attach_fails(
-        &pod,
-        &EndpointSpec {
-            netns: no_namespace.as_fd(),
-            ..pod.spec()
-        },
-    );
-    attach_fails(
-        &pod,
-        &EndpointSpec {
-            device_mtu: 70_000,
-            ..pod.spec()
-        },
-    );
-    attach_fails(
-        &pod,
-        &EndpointSpec {
-            mac: [0x0b, 0, 0, 0, 0, 1],
-            ..pod.spec()
-        },
-    );
-    attach_fails(
-        &pod,
-        &EndpointSpec {
-            ifname: "a/b",
-            ..pod.spec()
-        },
-    );
-    attach_fails(
-        &pod,
-        &EndpointSpec {
-            ifname: "",
-            ..pod.spec()
-        },
-    );
+    attach_fails(&pod, &EndpointSpec { netns: no_namespace.as_fd(), ..pod.spec() });
+    attach_fails(&pod, &EndpointSpec { device_mtu: 70_000, ..pod.spec() });
+    attach_fails(&pod, &EndpointSpec { mac: [0x0b, 0, 0, 0, 0, 1], ..pod.spec() });
+    attach_fails(&pod, &EndpointSpec { ifname: "a/b", ..pod.spec() });
+    attach_fails(&pod, &EndpointSpec { ifname: "", ..pod.spec() });
 
     pod.netns.run("ip link add eth0 type veth peer name eth9");
-    let error = node
-        .netns
-        .visit(|| attach(&mut host(), &pod.spec()))
-        .expect_err("must fail");
+    let error = node.netns.visit(|| attach(&mut host(), &pod.spec())).expect_err("must fail");
     assert!(matches!(error, EndpointError::AlreadyExists { ref ifname } if ifname == "eth0"));
     assert_eq!(node.netns.contents(), before);
-    assert!(
-        pod.netns.run("ip -o link").contains("eth0@eth9"),
-        "their eth0 is untouched"
-    );
+    assert!(pod.netns.run("ip -o link").contains("eth0@eth9"), "their eth0 is untouched");
 }
 
 #[test]
@@ -427,14 +376,8 @@ fn a_device_of_somebody_else_is_never_touched() {
     let mut node = Node::new();
     node.ensure();
     let pod = Pod::new(5);
-    node.netns.run(&format!(
-        "ip link add {} type veth peer name other",
-        pod.host_ifname
-    ));
-    let error = node
-        .netns
-        .visit(|| attach(&mut host(), &pod.spec()))
-        .expect_err("must fail");
+    node.netns.run(&format!("ip link add {} type veth peer name other", pod.host_ifname));
+    let error = node.netns.visit(|| attach(&mut host(), &pod.spec())).expect_err("must fail");
     assert!(matches!(error, EndpointError::Foreign { .. }), "{error}");
     let error = node.detach(&pod).expect_err("must fail");
     assert!(matches!(error, EndpointError::Foreign { .. }), "{error}");
@@ -444,10 +387,7 @@ fn a_device_of_somebody_else_is_never_touched() {
     strangers.run("ip link add viaduct0 type veth peer name viaduct1");
     let mut log = SysctlLog::in_memory();
     let result = strangers.visit(|| NodePort::ensure(&config(), &mut log));
-    assert!(
-        matches!(result, Err(NodeError::Foreign { .. })),
-        "{result:?}"
-    );
+    assert!(matches!(result, Err(NodeError::Foreign { .. })), "{result:?}");
     let errors = strangers.visit(|| NodePort::remove(&mut log));
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert!(strangers.run("ip -o link").contains("viaduct0"));
@@ -459,11 +399,7 @@ fn attaching_again_keeps_what_is_right_and_replaces_what_is_not() {
     let mut node = Node::new();
     node.ensure();
     let pod = Pod::new(5);
-    let again = || {
-        node.netns
-            .visit(|| attach(&mut host(), &pod.spec()))
-            .expect("attach")
-    };
+    let again = || node.netns.visit(|| attach(&mut host(), &pod.spec())).expect("attach");
     let first = again();
     assert_eq!(again(), first);
     pod.netns.run("ip route del default");
@@ -483,45 +419,17 @@ fn check_names_what_differs() {
     let host = &pod.host_ifname;
     let table = ROUTE_TABLE;
     let damage = [
-        (
-            &pod.netns,
-            "ip address del 10.244.1.5/32 dev eth0".to_owned(),
-            "10.244.1.5",
-        ),
-        (
-            &pod.netns,
-            "ip address del fd00:10:244:1::5/128 dev eth0".to_owned(),
-            "fd00:10:244:1::5",
-        ),
-        (
-            &pod.netns,
-            "ip link set eth0 address 0a:01:02:03:04:05".to_owned(),
-            "Ethernet address",
-        ),
+        (&pod.netns, "ip address del 10.244.1.5/32 dev eth0".to_owned(), "10.244.1.5"),
+        (&pod.netns, "ip address del fd00:10:244:1::5/128 dev eth0".to_owned(), "fd00:10:244:1::5"),
+        (&pod.netns, "ip link set eth0 address 0a:01:02:03:04:05".to_owned(), "Ethernet address"),
         (&pod.netns, "ip link set eth0 down".to_owned(), "down"),
-        (
-            &pod.netns,
-            "ip link set eth0 name eth1".to_owned(),
-            "eth0 in the pod",
-        ),
+        (&pod.netns, "ip link set eth0 name eth1".to_owned(), "eth0 in the pod"),
         (&pod.netns, "ip route del default".to_owned(), "169.254.1.1"),
         (&pod.netns, "ip -6 route del default".to_owned(), "fe80::1"),
-        (
-            &node.netns,
-            format!("ip link set {host} alias someone"),
-            "someone",
-        ),
+        (&node.netns, format!("ip link set {host} alias someone"), "someone"),
         (&node.netns, format!("ip link set {host} down"), "down"),
-        (
-            &node.netns,
-            format!("ip route del 10.244.1.5 table {table}"),
-            "route to 10.244.1.5",
-        ),
-        (
-            &node.netns,
-            format!("ip neigh del fd00:10:244:1::5 dev {host}"),
-            "permanent neighbor",
-        ),
+        (&node.netns, format!("ip route del 10.244.1.5 table {table}"), "route to 10.244.1.5"),
+        (&node.netns, format!("ip neigh del fd00:10:244:1::5 dev {host}"), "permanent neighbor"),
         (&node.netns, format!("ip link del {host}"), "missing"),
     ];
     for (netns, command, words) in damage {
@@ -529,10 +437,7 @@ fn check_names_what_differs() {
         node.check(&pod).expect("as it should be");
         netns.run(&command);
         let difference = node.check(&pod).expect_err(&command);
-        assert!(
-            difference.to_string().contains(words),
-            "{command}: {difference}"
-        );
+        assert!(difference.to_string().contains(words), "{command}: {difference}");
         if command.contains("alias") {
             node.netns.run(&format!("ip link del {host}"));
         } else {
@@ -553,10 +458,8 @@ fn a_pod_has_what_its_specification_says() {
     let mut node = Node::new();
     node.ensure();
     let mut pod = Pod::new(5);
-    pod.routes = vec![
-        "172.16.0.0/12".parse().expect("prefix"),
-        "fd77::/16".parse().expect("prefix"),
-    ];
+    pod.routes =
+        vec!["172.16.0.0/12".parse().expect("prefix"), "fd77::/16".parse().expect("prefix")];
     // Some runtimes turn IPv6 off before the plugin runs.
     pod.netns
         .run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
@@ -570,16 +473,10 @@ fn a_pod_has_what_its_specification_says() {
         assert!(v4.contains(route), "{route} is not in\n{v4}");
     }
     let v6 = pod.netns.run("ip -6 route");
-    for route in [
-        "default via fe80::1 dev eth0",
-        "fd77::/16 via fe80::1 dev eth0",
-    ] {
+    for route in ["default via fe80::1 dev eth0", "fd77::/16 via fe80::1 dev eth0"] {
         assert!(v6.contains(route), "{route} is not in\n{v6}");
     }
-    assert!(
-        v6.contains("src fd00:10:244:1::5 metric 1024 mtu 1500"),
-        "{v6}"
-    );
+    assert!(v6.contains("src fd00:10:244:1::5 metric 1024 mtu 1500"), "{v6}");
     let addresses = pod.netns.run("ip address show dev eth0");
     assert!(!addresses.contains("tentative"), "{addresses}");
     assert_eq!(addresses.matches("inet6 fe80::").count(), 1, "{addresses}");
@@ -591,21 +488,12 @@ fn a_pod_has_what_its_specification_says() {
     assert!(pod.netns.run("ip link show lo").contains("UP"));
     let link = node.netns.run(&format!("ip link show {}", pod.host_ifname));
     assert!(link.contains(&format!("alias {}", pod.cookie)), "{link}");
-    let host_end = node
-        .netns
-        .run(&format!("ip address show {}", pod.host_ifname));
+    let host_end = node.netns.run(&format!("ip address show {}", pod.host_ifname));
     assert!(!host_end.contains("inet6"), "{host_end}");
-    assert!(
-        host_end.contains("inet 169.254.1.1/32 scope link"),
-        "{host_end}"
-    );
+    assert!(host_end.contains("inet 169.254.1.1/32 scope link"), "{host_end}");
     let setting = |path: &str| {
         let path = format!("/proc/sys/net/{}", path.replace("HOST", &pod.host_ifname));
-        node.netns
-            .visit(|| std::fs::read_to_string(path))
-            .expect("read")
-            .trim()
-            .to_owned()
+        node.netns.visit(|| std::fs::read_to_string(path)).expect("read").trim().to_owned()
     };
     for (path, value) in [
         ("ipv4/conf/HOST/rp_filter", "2"),
@@ -638,9 +526,7 @@ fn offloads_follow_the_mode() {
             .map(|(name, value)| (name, value.split(' ').next().unwrap_or("")))
             .collect();
         for (name, value) in &features {
-            let tunnel = ["tnl", "gre", "ipxip", "sctp"]
-                .iter()
-                .any(|part| name.contains(part));
+            let tunnel = ["tnl", "gre", "ipxip", "sctp"].iter().any(|part| name.contains(part));
             if name.starts_with("tx-") && tunnel {
                 assert_eq!(*value, "off", "{name} with {offloads:?}");
             }
@@ -661,29 +547,19 @@ fn features_this_kernel_has_no_name_for_are_left_out() {
     let netns = Namespace::new();
     netns.run("ip link add one type veth peer name two");
     let mut ethtool = netns.visit(control::ethtool::Ethtool::open).expect("open");
-    let wish = [
-        ("tx-of-the-next-kernel", false),
-        ("tx-tcp-segmentation", false),
-    ];
+    let wish = [("tx-of-the-next-kernel", false), ("tx-tcp-segmentation", false)];
     ethtool.set_features("one", &wish).expect("set");
     let listed = netns.run("ethtool -k one");
     assert!(listed.contains("tx-tcp-segmentation: off"), "{listed}");
-    let fixed = ethtool
-        .set_features("one", &[("rx-fcs", true)])
-        .expect_err("veth has none");
+    let fixed = ethtool.set_features("one", &[("rx-fcs", true)]).expect_err("veth has none");
     assert!(fixed.to_string().contains("rx-fcs"), "{fixed}");
-    let absent = ethtool
-        .set_features("three", &wish)
-        .expect_err("no such device");
+    let absent = ethtool.set_features("three", &wish).expect_err("no such device");
     assert!(absent.to_string().contains("three"), "{absent}");
 }
 
 /// All settings under a directory of `/proc/sys/net`, in the namespace of the calling thread.
 fn settings(directory: &Path, found: &mut BTreeMap<String, String>) {
-    for entry in std::fs::read_dir(directory)
-        .expect("list settings")
-        .flatten()
-    {
+    for entry in std::fs::read_dir(directory).expect("list settings").flatten() {
         let path = entry.path();
         if path.is_dir() {
             settings(&path, found);
@@ -712,10 +588,8 @@ fn all_settings(netns: &Namespace) -> BTreeMap<String, String> {
 fn removing_the_node_port_restores_every_setting() {
     let mut node = Node::new();
     node.netns.run("ip link add dum.5 type veth peer name dum6");
-    node.netns
-        .run("sysctl -qw net.ipv4.conf.dum6.forwarding=1 net.ipv6.conf.dum6.forwarding=1");
-    node.netns
-        .run("sysctl -qw net.ipv4.conf.all.accept_redirects=0");
+    node.netns.run("sysctl -qw net.ipv4.conf.dum6.forwarding=1 net.ipv6.conf.dum6.forwarding=1");
+    node.netns.run("sysctl -qw net.ipv4.conf.all.accept_redirects=0");
     let (contents, before) = (node.netns.contents(), all_settings(&node.netns));
     let directory = tempfile::tempdir().expect("directory");
     let file = directory.path().join("sysctl.json");
@@ -726,10 +600,7 @@ fn removing_the_node_port_restores_every_setting() {
     assert_eq!(during["/proc/sys/net/ipv6/conf/default/accept_ra"], "1\n");
     assert_eq!(during["/proc/sys/net/ipv6/conf/all/forwarding"], "1\n");
     assert_eq!(during["ip_forward"], "1\n");
-    assert_eq!(
-        during["/proc/sys/net/ipv4/conf/viaduct1/accept_local"],
-        "1\n"
-    );
+    assert_eq!(during["/proc/sys/net/ipv4/conf/viaduct1/accept_local"], "1\n");
 
     // A new daemon, after a crash of the old one: the originals are those of the first.
     node.log = SysctlLog::open(&file).expect("open again");
@@ -770,37 +641,18 @@ fn ensuring_again_changes_nothing_and_mends_what_others_broke() {
         "ip route add 10.99.0.0/24 dev viaduct0 proto 118",
     ] {
         node.netns.run(damage);
-        assert_ne!(
-            node.netns.contents(),
-            contents,
-            "{damage} changes something"
-        );
+        assert_ne!(node.netns.contents(), contents, "{damage} changes something");
         assert_eq!(node.ensure(), first, "{damage}");
-        assert_eq!(
-            sorted(&node.netns.contents()),
-            sorted(&contents),
-            "{damage}"
-        );
+        assert_eq!(sorted(&node.netns.contents()), sorted(&contents), "{damage}");
     }
     node.netns.run("ip link del viaduct0");
     let second = node.ensure();
     assert_eq!(second.node_mac, first.node_mac);
     for family in [0, 1] {
-        talk(
-            &node.netns,
-            ip(NODE[family]),
-            &pod.netns,
-            pod.addresses[family],
-        );
+        talk(&node.netns, ip(NODE[family]), &pod.netns, pod.addresses[family]);
     }
-    let more = NodeConfig {
-        workers: 3,
-        ..config()
-    };
-    let third = node
-        .netns
-        .visit(|| NodePort::ensure(&more, &mut node.log))
-        .expect("ensure");
+    let more = NodeConfig { workers: 3, ..config() };
+    let third = node.netns.visit(|| NodePort::ensure(&more, &mut node.log)).expect("ensure");
     assert_ne!(third.worker_index, second.worker_index);
     let link = node.netns.run("ip -d link show viaduct1");
     assert!(link.contains("numrxqueues 3"), "{link}");
@@ -822,20 +674,11 @@ fn the_source_address_follows_the_node() {
     let mut netlink = node.netns.visit(Netlink::open).expect("open");
     assert!(!port.follow_addresses(&mut netlink).expect("follow"));
     let source = |node: &Node| node.netns.run("ip route show 10.244.1.0/24");
-    assert!(
-        source(&node).contains("src 192.0.2.1 "),
-        "{}",
-        source(&node)
-    );
+    assert!(source(&node).contains("src 192.0.2.1 "), "{}", source(&node));
     node.netns.run("ip address add 192.0.2.77/24 dev up0");
-    node.netns
-        .run("ip route replace default via 192.0.2.2 src 192.0.2.77");
+    node.netns.run("ip route replace default via 192.0.2.2 src 192.0.2.77");
     assert!(port.follow_addresses(&mut netlink).expect("follow"));
-    assert!(
-        source(&node).contains("src 192.0.2.77 "),
-        "{}",
-        source(&node)
-    );
+    assert!(source(&node).contains("src 192.0.2.77 "), "{}", source(&node));
     node.netns.run("ip link set up0 down");
     node.netns.run("ip address flush dev up0");
     assert!(port.follow_addresses(&mut netlink).expect("follow"));
@@ -849,14 +692,10 @@ fn a_node_without_any_address_still_carries_its_pods() {
     let netns = Namespace::new();
     netns.run("ip link set lo up");
     let mut log = SysctlLog::in_memory();
-    netns
-        .visit(|| NodePort::ensure(&config(), &mut log))
-        .expect("make the node port");
+    netns.visit(|| NodePort::ensure(&config(), &mut log)).expect("make the node port");
     let (a, b) = (Pod::new(5), Pod::new(6));
     for pod in [&a, &b] {
-        netns
-            .visit(|| attach(&mut host(), &pod.spec()))
-            .expect("attach");
+        netns.visit(|| attach(&mut host(), &pod.spec())).expect("attach");
     }
     for family in [0, 1] {
         talk(&a.netns, a.addresses[family], &b.netns, b.addresses[family]);
@@ -887,39 +726,18 @@ fn the_monitor_reports_changes_and_says_when_it_lost_some() {
         });
     };
     let dst: IpNet = "198.51.100.0/24".parse().expect("prefix");
-    has(
-        "link",
-        &|event| matches!(event, Event::Link(link) if link.name == "one" && link.up),
-    );
-    has(
-        "address",
-        &|e| matches!(e, Event::Address(a) if a.address == ip("192.0.2.9")),
-    );
-    has(
-        "route",
-        &|event| matches!(event, Event::Route(route) if route.dst == dst),
-    );
-    has(
-        "neighbor",
-        &|e| matches!(e, Event::Neighbor(n) if n.address == ip("192.0.2.10")),
-    );
-    has(
-        "rule",
-        &|event| matches!(event, Event::Rule(rule) if rule.priority == 9),
-    );
-    has(
-        "link gone",
-        &|event| matches!(event, Event::LinkGone(link) if link.name == "one"),
-    );
+    has("link", &|event| matches!(event, Event::Link(link) if link.name == "one" && link.up));
+    has("address", &|e| matches!(e, Event::Address(a) if a.address == ip("192.0.2.9")));
+    has("route", &|event| matches!(event, Event::Route(route) if route.dst == dst));
+    has("neighbor", &|e| matches!(e, Event::Neighbor(n) if n.address == ip("192.0.2.10")));
+    has("rule", &|event| matches!(event, Event::Rule(rule) if rule.priority == 9));
+    has("link gone", &|event| matches!(event, Event::LinkGone(link) if link.name == "one"));
 
     // 100,000 events without reading one are more than the socket holds.
     let batch: String = (0..50_000_u32)
         .flat_map(|i| {
             let route = format!("table 7 unreachable 10.{}.{}.0/24", i / 250 % 250, i % 250);
-            [
-                format!("route replace {route}\n"),
-                format!("route del {route}\n"),
-            ]
+            [format!("route replace {route}\n"), format!("route del {route}\n")]
         })
         .collect();
     let directory = tempfile::tempdir().expect("directory");
@@ -932,9 +750,7 @@ fn the_monitor_reports_changes_and_says_when_it_lost_some() {
     netns.run("ip link add three type veth peer name four");
     wait_for("an event after the overrun", || {
         monitor.receive(&mut events, 1000).expect("receive");
-        events
-            .iter()
-            .any(|event| matches!(event, Event::Link(link) if link.name == "three"))
+        events.iter().any(|event| matches!(event, Event::Link(link) if link.name == "three"))
     });
 }
 
@@ -944,29 +760,14 @@ fn errors_name_operation_and_object_and_the_kernels_reason() {
     let mut node = Node::new();
     node.ensure();
     let pod = Pod::new(5);
-    let spec = EndpointSpec {
-        device_mtu: 70_000,
-        ..pod.spec()
-    };
-    let error = node
-        .netns
-        .visit(|| attach(&mut host(), &spec))
-        .expect_err("must fail");
-    let start = format!(
-        "create veth pair {} and eth0: Invalid argument",
-        pod.host_ifname
-    );
+    let spec = EndpointSpec { device_mtu: 70_000, ..pod.spec() };
+    let error = node.netns.visit(|| attach(&mut host(), &spec)).expect_err("must fail");
+    let start = format!("create veth pair {} and eth0: Invalid argument", pod.host_ifname);
     assert!(error.to_string().starts_with(&start), "{error}");
 
     let addresses = [ip("fd00:10:244:1::5"), ip("ff02::77")];
-    let spec = EndpointSpec {
-        addresses: &addresses,
-        ..pod.spec()
-    };
-    let error = node
-        .netns
-        .visit(|| attach(&mut host(), &spec))
-        .expect_err("must fail");
+    let spec = EndpointSpec { addresses: &addresses, ..pod.spec() };
+    let error = node.netns.visit(|| attach(&mut host(), &spec)).expect_err("must fail");
     let words = "add address ff02::77/128 dev eth0: Cannot assign requested address";
     assert!(error.to_string().starts_with(words), "{error}");
 }

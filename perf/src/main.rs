@@ -1,2 +1,106 @@
-//! Measures.
-fn main() {}
+//! `viaduct-perf`: what Viaduct costs and what it gains, measured on this machine.
+//!
+//! Every subcommand builds all that it needs in network namespaces of its own, measures, prints a
+//! table (or JSON), and removes everything again, also when it fails or is interrupted. Viaduct and
+//! what it is compared with take turns within one run, because two runs on a shared machine compare
+//! nothing; `README.md` says how to read the figures.
+
+mod cni;
+mod idle;
+mod interrupt;
+mod iperf;
+mod kernel;
+mod lane;
+mod latency;
+mod machine;
+mod plugin;
+mod pps;
+mod process;
+mod report;
+mod stats;
+mod tcp;
+mod testpmd;
+mod viaduct;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use e2e::daemon::{PortMode, Setup};
+
+use crate::machine::Machine;
+use crate::report::Report;
+
+/// Measures Viaduct in namespaces of its own; needs root
+///
+/// viaductd, viaduct and viaduct-cni are those of the release build, or of the folder in
+/// VIADUCT_BIN_DIR.
+#[derive(Debug, Parser)]
+#[command(name = "viaduct-perf", version)]
+struct Arguments {
+    /// Print JSON with every single figure instead of tables
+    #[arg(long, global = true)]
+    json: bool,
+    /// Use only what kernel 6.1 can do: port_mode = "basic"
+    #[arg(long, global = true)]
+    basic: bool,
+    /// Workers of the node, pinned to the last cores
+    #[arg(long, global = true, default_value_t = 1)]
+    workers: usize,
+    #[command(subcommand)]
+    command: Measurement,
+}
+
+#[derive(Debug, Subcommand)]
+enum Measurement {
+    /// One TCP stream between two pods: Viaduct, DPDK testpmd and kernel routing in turns
+    Tcp(tcp::Options),
+    /// ADD, CHECK and DEL of pods: one after another, and many at once
+    Cni(cni::Options),
+    /// Packets of 64 bytes: Viaduct and kernel routing in turns
+    Pps(pps::Options),
+    /// Round trips of a small packet, alone and beside a bulk TCP stream
+    Latency(latency::Options),
+    /// CPU that an idle node takes
+    Idle(idle::Options),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("viaduct-perf: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    let Arguments { json, basic, workers, command } = arguments;
+    interrupt::watch()?;
+    let machine = Machine::look()?;
+    let setup = Setup::new(if basic { PortMode::Basic } else { PortMode::Auto }, workers);
+    let outcome = match command {
+        Measurement::Tcp(options) => tcp::measure(&setup, &options),
+        Measurement::Cni(options) => cni::measure(&setup, &options),
+        Measurement::Pps(options) => pps::measure(&setup, &options),
+        Measurement::Latency(options) => latency::measure(&setup, &options),
+        Measurement::Idle(options) => idle::measure(&setup, &options),
+    };
+    // Programs that the same Ctrl-C has ended look as if they had failed.
+    interrupt::check()?;
+    print(&machine, &outcome?, json).context("write to stdout")
+}
+
+fn print(machine: &Machine, report: &Report, json: bool) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        let all = serde_json::json!({ "machine": machine, "report": report });
+        writeln!(out, "{all:#}")?;
+    } else {
+        writeln!(out, "{machine}\n\n{report}")?;
+    }
+    Ok(())
+}

@@ -2,7 +2,9 @@
 
 pub mod conformance;
 pub mod daemon;
+pub mod differential;
 pub mod netns;
 pub mod plugin;
 pub mod pod;
+pub mod runtimes;
 pub mod traffic;

@@ -41,11 +41,7 @@ pub fn check(host: &mut HostSide, spec: &EndpointSpec<'_>) -> Result<(), Differe
 fn check_host_end(netlink: &mut Netlink, spec: &EndpointSpec<'_>) -> Result<u32, Difference> {
     let name = spec.host_ifname;
     let link = ask(netlink.link(name))?.ok_or_else(|| missing(format!("host interface {name}")))?;
-    equal(
-        &format!("the alias of {name}"),
-        link.alias.as_deref().unwrap_or(""),
-        spec.cookie,
-    )?;
+    equal(&format!("the alias of {name}"), link.alias.as_deref().unwrap_or(""), spec.cookie)?;
     equal(&format!("the state of {name}"), state(link.up), state(true))?;
     let routes = ask(netlink.routes(Some(ROUTE_TABLE)))?;
     let neighbors = ask(netlink.neighbors(Some(link.index)))?;
@@ -63,9 +59,7 @@ fn check_host_end(netlink: &mut Netlink, spec: &EndpointSpec<'_>) -> Result<u32,
                 && neighbor.state == NeighborState::Permanent
         });
         if !known {
-            return Err(missing(format!(
-                "the permanent neighbor {address} of {name}"
-            )));
+            return Err(missing(format!("the permanent neighbor {address} of {name}")));
         }
     }
     Ok(link.peer_index.unwrap_or(0))
@@ -76,23 +70,13 @@ fn check_pod_end(spec: &EndpointSpec<'_>, index: u32) -> Result<(), Difference> 
     let name = spec.ifname;
     let mut netlink = ask(Netlink::open())?;
     let link = ask(netlink.link(name))?.ok_or_else(|| missing(format!("{name} in the pod")))?;
-    equal(
-        &format!("the index of {name}"),
-        &link.index.to_string(),
-        &index.to_string(),
-    )?;
+    equal(&format!("the index of {name}"), &link.index.to_string(), &index.to_string())?;
     equal(&format!("the state of {name}"), state(link.up), state(true))?;
     let mac = link.mac.map(words).unwrap_or_default();
-    equal(
-        &format!("the Ethernet address of {name}"),
-        &mac,
-        &words(spec.mac),
-    )?;
+    equal(&format!("the Ethernet address of {name}"), &mac, &words(spec.mac))?;
     let addresses = ask(netlink.addresses())?;
     for address in spec.addresses {
-        let there = addresses
-            .iter()
-            .any(|a| a.index == index && a.address == *address);
+        let there = addresses.iter().any(|a| a.index == index && a.address == *address);
         if !there {
             return Err(missing(format!("address {address} of {name}")));
         }
@@ -105,15 +89,10 @@ fn check_pod_end(spec: &EndpointSpec<'_>, index: u32) -> Result<(), Difference> 
     for (wanted, gateway) in gateways {
         let there = routes.iter().any(|route| {
             route.dst.prefix_len() == 0
-                && route
-                    .next_hops
-                    .iter()
-                    .any(|h| h.via == Some(gateway) && h.index == index)
+                && route.next_hops.iter().any(|h| h.via == Some(gateway) && h.index == index)
         });
         if wanted && !there {
-            return Err(missing(format!(
-                "the pod's default route via {gateway} dev {name}"
-            )));
+            return Err(missing(format!("the pod's default route via {gateway} dev {name}")));
         }
     }
     Ok(())
@@ -140,9 +119,5 @@ fn equal(what: &str, found: &str, wanted: &str) -> Result<(), Difference> {
         return Ok(());
     }
     let (what, found, wanted) = (what.to_owned(), found.to_owned(), wanted.to_owned());
-    Err(Difference::Changed {
-        what,
-        found,
-        wanted,
-    })
+    Err(Difference::Changed { what, found, wanted })
 }

@@ -50,10 +50,6 @@ impl Offloads {
             Offloads::Full => &[],
             Offloads::Basic => &NOT_BASIC,
         };
-        NEVER
-            .iter()
-            .chain(basic)
-            .map(|name| (*name, false))
-            .collect()
+        NEVER.iter().chain(basic).map(|name| (*name, false)).collect()
     }
 }

@@ -26,36 +26,17 @@ pub(super) fn configure(spec: &EndpointSpec<'_>, index: u32) -> Result<(), Endpo
     }
     // The kernel announces the IPv4 addresses (gratuitous ARP) when the interface comes up.
     let announce = [(Ipv4Setting::ArpNotify, 1)];
-    let settings = LinkSettings {
-        ipv4: &announce,
-        ..LinkSettings::without_made_up_addresses(ipv6)
-    };
-    let mut requests = vec![
-        // It stays up when a failed attach is undone: that is the loopback plugin's own aim, and
-        // another attachment of the pod may count on it.
-        Request::bring_up("lo"),
-        Request::configure_link(name, &settings),
-    ];
+    let settings =
+        LinkSettings { ipv4: &announce, ..LinkSettings::without_made_up_addresses(ipv6) };
+    let mut requests = vec![Request::configure_link(name, &settings)];
     let address = |address: IpAddr| {
         let own = IpNet::from(address);
         let (prefix_len, scope) = (own.prefix_len(), AddressScope::Universe);
-        Address {
-            index,
-            address,
-            prefix_len,
-            scope,
-            preferred: true,
-        }
+        Address { index, address, prefix_len, scope, preferred: true }
     };
-    requests.extend(
-        spec.v4()
-            .map(|ip| Request::put_address(&address(ip.into()), name)),
-    );
+    requests.extend(spec.v4().map(|ip| Request::put_address(&address(ip.into()), name)));
     requests.push(Request::bring_up(name));
-    requests.extend(
-        spec.v6()
-            .map(|ip| Request::put_address(&address(ip.into()), name)),
-    );
+    requests.extend(spec.v6().map(|ip| Request::put_address(&address(ip.into()), name)));
     requests.extend(v4_requests(spec, index));
     requests.extend(v6_requests(spec, index));
     Ok(netlink.execute(requests)?)
@@ -66,22 +47,14 @@ fn v4_requests(spec: &EndpointSpec<'_>, index: u32) -> Vec<Request> {
         return Vec::new();
     };
     let (name, gateway) = (spec.ifname, IpAddr::from(GATEWAY_V4));
-    let ours = |route: Route| Route {
-        mtu: Some(spec.route_mtu),
-        src: Some(src.into()),
-        ..route
-    };
+    let ours = |route: Route| Route { mtu: Some(spec.route_mtu), src: Some(src.into()), ..route };
     let to_gateway = ours(Route::direct(IpNet::from(gateway), index, ROUTE_PROTOCOL));
     let mut requests = vec![
         Request::put_neighbor(&Neighbor::permanent(index, gateway, spec.host_mac), name),
         Request::put_route(&to_gateway, name),
     ];
     let everything = IpNet::V4(Ipv4Net::default());
-    let extra = spec
-        .routes
-        .iter()
-        .copied()
-        .filter(|dst| dst.addr().is_ipv4());
+    let extra = spec.routes.iter().copied().filter(|dst| dst.addr().is_ipv4());
     for dst in std::iter::once(everything).chain(extra) {
         let route = ours(Route::via(dst.trunc(), gateway, index, ROUTE_PROTOCOL));
         requests.push(Request::put_route(&route, name));
@@ -106,13 +79,10 @@ fn v6_requests(spec: &EndpointSpec<'_>, index: u32) -> Vec<Request> {
         Request::put_neighbor(&Neighbor::permanent(index, gateway, spec.host_mac), name),
     ];
     let everything = IpNet::V6(Ipv6Net::default());
-    let extra = spec
-        .routes
-        .iter()
-        .copied()
-        .filter(|dst| dst.addr().is_ipv6());
+    let extra = spec.routes.iter().copied().filter(|dst| dst.addr().is_ipv6());
     for dst in std::iter::once(everything).chain(extra) {
         let route = Route {
+            metric: index,
             mtu: Some(spec.route_mtu),
             src: Some(src.into()),
             ..Route::via(dst.trunc(), gateway, index, ROUTE_PROTOCOL)

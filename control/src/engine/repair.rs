@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::{Engine, nft_config, node_config};
 use crate::endpoint::kernel_path;
-use crate::netlink::{Route, RouteKind};
+use crate::netlink::{Request, Route, RouteKind};
 use crate::node::NodePort;
 use crate::sysctl::SysctlLog;
 
@@ -26,12 +26,10 @@ impl Engine {
         let mut requests = Vec::new();
         for pod in self.state.pods() {
             let addresses: Vec<IpAddr> = pod.addresses.iter().map(|a| a.address).collect();
-            requests.extend(kernel_path(
-                pod.host_ifindex,
-                &pod.host_ifname,
-                pod.mac,
-                &addresses,
-            ));
+            let path =
+                kernel_path(pod.host_ifindex, &pod.host_ifname, pod.mac, &addresses).into_iter();
+            // A pod whose namespace went before its DEL has no device left to repair.
+            requests.extend(path.map(Request::if_present));
         }
         self.netlink.execute(requests)?;
         Ok(())

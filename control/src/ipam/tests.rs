@@ -101,55 +101,15 @@ fn never_used_addresses_go_before_freed_ones_and_those_in_the_order_they_were_fr
 }
 
 #[test]
-fn a_freed_address_rests_two_minutes() {
+fn a_freed_address_rests_as_long_as_another_can_be_had() {
     let mut ipam = ipam(&["10.0.0.0/29"]);
-    (1..=6).for_each(|id| drop(give(&mut ipam, id, 0)));
+    (1..=5).for_each(|id| drop(give(&mut ipam, id, 0)));
     ipam.free(&owner(2), 5 * SECOND_NS);
-    let refused = ipam
-        .allocate(&owner(7), &[], &[], 6 * SECOND_NS)
-        .unwrap_err();
-    assert_eq!(
-        refused,
-        IpamError::CoolingDown {
-            cidrs: "10.0.0.0/29".to_owned(),
-            wait_s: 119
-        }
-    );
-    assert_eq!(refused.cni_code(), 11);
-    let early = 5 * SECOND_NS + COOL_DOWN_NS - 1;
-    assert!(matches!(
-        ipam.allocate(&owner(7), &[], &[], early),
-        Err(IpamError::CoolingDown { wait_s: 1, .. })
-    ));
-    assert_eq!(give(&mut ipam, 7, early + 1), ["10.0.0.2/29"]);
-}
-
-#[test]
-fn the_cool_down_is_waived_when_less_than_a_tenth_is_free() {
-    // 30 addresses: 3 free are a tenth, 2 are less.
-    let mut ipam = ipam(&["10.0.0.0/27"]);
-    (1..=30).for_each(|id| drop(give(&mut ipam, id, 0)));
-    for id in [20, 10, 30] {
-        ipam.free(&owner(id), SECOND_NS);
-    }
-    assert!(matches!(
-        ipam.allocate(&owner(31), &[], &[], SECOND_NS),
-        Err(IpamError::CoolingDown { .. })
-    ));
-    ipam.allocate(&owner(31), &[ip("10.0.0.30")], &[], SECOND_NS)
-        .unwrap();
-    assert_eq!(give(&mut ipam, 32, SECOND_NS), ["10.0.0.20/27"]);
-}
-
-#[test]
-fn a_clock_that_steps_back_only_prolongs_the_rest() {
-    let mut ipam = ipam(&["10.0.0.0/30"]);
-    (1..=2).for_each(|id| drop(give(&mut ipam, id, 0)));
-    ipam.free(&owner(1), 500 * SECOND_NS);
-    assert!(matches!(
-        ipam.allocate(&owner(3), &[], &[], 0),
-        Err(IpamError::CoolingDown { wait_s: 120, .. })
-    ));
+    ipam.free(&owner(4), 6 * SECOND_NS);
+    assert_eq!(give(&mut ipam, 6, 7 * SECOND_NS), ["10.0.0.6/29"], "the one never used");
+    assert_eq!(give(&mut ipam, 7, 7 * SECOND_NS), ["10.0.0.2/29"], "the one longest free");
+    assert_eq!(give(&mut ipam, 8, 7 * SECOND_NS), ["10.0.0.4/29"]);
+    assert!(ipam.allocate(&owner(9), &[], &[], 7 * SECOND_NS).is_err());
 }
 
 #[test]
@@ -385,14 +345,13 @@ struct Oracle {
 enum Fate {
     Fresh,
     Owned(u32),
-    Freed { order: u64, at_ns: u64 },
+    Freed { order: u64 },
 }
 
 /// What the oracle expects where the allocator gives an error.
 #[derive(Debug, PartialEq)]
 enum Refusal {
     Exhausted,
-    CoolingDown,
     Taken,
     Outside,
     AlreadyOwns,
@@ -417,7 +376,6 @@ impl Oracle {
         id: u32,
         requested: Option<IpAddr>,
         within: Option<IpNet>,
-        now_ns: u64,
     ) -> Result<Vec<IpAddr>, Refusal> {
         if self
             .addresses
@@ -458,7 +416,7 @@ impl Oracle {
         for wish in &wishes {
             chosen.push(match wanted.filter(|index| wish.contains(index)) {
                 Some(index) => index,
-                None => self.choose(wish, now_ns)?,
+                None => self.choose(wish)?,
             });
         }
         for index in &chosen {
@@ -470,31 +428,24 @@ impl Oracle {
             .collect())
     }
 
-    fn choose(&self, wish: &[usize], now_ns: u64) -> Result<usize, Refusal> {
+    fn choose(&self, wish: &[usize]) -> Result<usize, Refusal> {
         let fate = |index: usize| self.addresses[index].1;
         if let Some(index) = wish.iter().find(|index| fate(**index) == Fate::Fresh) {
             return Ok(*index);
         }
         let mut oldest = None;
         for &index in wish {
-            if let Fate::Freed { order, at_ns } = fate(index)
-                && oldest.is_none_or(|(_, least, _)| order < least)
+            if let Fate::Freed { order } = fate(index)
+                && oldest.is_none_or(|(_, least)| order < least)
             {
-                oldest = Some((index, order, at_ns));
+                oldest = Some((index, order));
             }
         }
-        let (index, _, at_ns) = oldest.ok_or(Refusal::Exhausted)?;
-        let free = wish
-            .iter()
-            .filter(|index| !matches!(fate(**index), Fate::Owned(_)))
-            .count();
-        if now_ns < at_ns + COOL_DOWN_NS && free * 10 >= wish.len() {
-            return Err(Refusal::CoolingDown);
-        }
+        let (index, _) = oldest.ok_or(Refusal::Exhausted)?;
         Ok(index)
     }
 
-    fn free(&mut self, id: u32, now_ns: u64, order: &[IpAddr]) {
+    fn free(&mut self, id: u32, order: &[IpAddr]) {
         for ip in order {
             let entry = self
                 .addresses
@@ -504,7 +455,6 @@ impl Oracle {
             assert_eq!(entry.1, Fate::Owned(id));
             entry.1 = Fate::Freed {
                 order: self.frees,
-                at_ns: now_ns,
             };
             self.frees += 1;
         }
@@ -514,7 +464,6 @@ impl Oracle {
 fn refusal(error: &IpamError) -> Refusal {
     match error {
         IpamError::Exhausted { .. } => Refusal::Exhausted,
-        IpamError::CoolingDown { .. } => Refusal::CoolingDown,
         IpamError::Taken { .. } => Refusal::Taken,
         IpamError::Outside { .. } => Refusal::Outside,
         IpamError::AlreadyOwns(_) => Refusal::AlreadyOwns,
@@ -585,7 +534,7 @@ proptest! {
                     let given = given
                         .map(|given| given.iter().map(|given| given.address).collect::<Vec<_>>())
                         .map_err(|error| refusal(&error));
-                    prop_assert_eq!(given, oracle.allocate(id, requested, within, now_ns));
+                    prop_assert_eq!(given, oracle.allocate(id, requested, within));
                 }
                 Op::Reserve { id, address } => {
                     let entry = oracle.addresses.iter_mut().find(|(other, _)| *other == address);
@@ -607,7 +556,7 @@ proptest! {
                         .map(|place| address(ipam.pools[place.pool].net, place.number))
                         .collect();
                     ipam.free(&owner(id), now_ns);
-                    oracle.free(id, now_ns, &held);
+                    oracle.free(id, &held);
                 }
                 Op::Wait { seconds } => now_ns += seconds * SECOND_NS,
             }

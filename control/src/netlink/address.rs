@@ -59,12 +59,8 @@ impl Address {
         message.header.prefix_len = self.prefix_len;
         message.header.scope = self.scope;
         message.header.index = self.index;
-        message
-            .attributes
-            .push(AddressAttribute::Local(self.address));
-        message
-            .attributes
-            .push(AddressAttribute::Address(self.address));
+        message.attributes.push(AddressAttribute::Local(self.address));
+        message.attributes.push(AddressAttribute::Address(self.address));
         message
     }
 }
@@ -77,15 +73,8 @@ impl Request {
         if address.address.is_ipv6() {
             message.header.flags = AddressHeaderFlags::Nodad;
         }
-        let what = format!(
-            "add address {}/{} dev {device}",
-            address.address, address.prefix_len
-        );
-        Request::new(
-            RouteNetlinkMessage::NewAddress(message),
-            Put::Replace.flags(),
-            what,
-        )
+        let what = format!("add address {}/{} dev {device}", address.address, address.prefix_len);
+        Request::new(RouteNetlinkMessage::NewAddress(message), Put::Replace.flags(), what)
     }
 }
 

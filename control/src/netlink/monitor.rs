@@ -104,10 +104,7 @@ impl Monitor {
             Ok(socket)
         };
         let socket = subscribe().map_err(|source| socket_error("watch the kernel", source))?;
-        Ok(Monitor {
-            socket,
-            received: Vec::with_capacity(EVENT_BYTES),
-        })
+        Ok(Monitor { socket, received: Vec::with_capacity(EVENT_BYTES) })
     }
 
     /// Appends what has happened since the last call, at most about `limit` events; the socket

@@ -23,12 +23,7 @@ pub struct Neighbor {
 impl Neighbor {
     /// An entry that never expires and is never asked for.
     pub fn permanent(index: u32, address: IpAddr, mac: [u8; 6]) -> Neighbor {
-        Neighbor {
-            index,
-            address,
-            mac: Some(mac),
-            state: NeighborState::Permanent,
-        }
+        Neighbor { index, address, mac: Some(mac), state: NeighborState::Permanent }
     }
 
     pub(super) fn from_message(message: NeighbourMessage) -> Option<Neighbor> {
@@ -46,41 +41,25 @@ impl Neighbor {
             }
         }
         let index = message.header.ifindex;
-        Some(Neighbor {
-            index,
-            address: address?,
-            mac,
-            state: message.header.state,
-        })
+        Some(Neighbor { index, address: address?, mac, state: message.header.state })
     }
 }
 
 impl Request {
     /// Writes a neighbor entry over what is there.
     pub fn put_neighbor(neighbor: &Neighbor, device: &str) -> Request {
-        let Neighbor {
-            index,
-            address,
-            mac,
-            state,
-        } = *neighbor;
+        let Neighbor { index, address, mac, state } = *neighbor;
         let mut message = NeighbourMessage::default();
         message.header.family = family_of(address);
         message.header.ifindex = index;
         message.header.state = state;
         message.header.kind = RouteType::Unicast;
-        message
-            .attributes
-            .push(NeighbourAttribute::Destination(address.into()));
+        message.attributes.push(NeighbourAttribute::Destination(address.into()));
         message
             .attributes
             .extend(mac.map(|mac| NeighbourAttribute::LinkLayerAddress(mac.to_vec())));
         let what = format!("add neighbor {address} dev {device}");
-        Request::new(
-            RouteNetlinkMessage::NewNeighbour(message),
-            Put::Replace.flags(),
-            what,
-        )
+        Request::new(RouteNetlinkMessage::NewNeighbour(message), Put::Replace.flags(), what)
     }
 }
 
@@ -89,9 +68,7 @@ impl Netlink {
     pub fn neighbors(&mut self, index: Option<u32>) -> Result<Vec<Neighbor>, NetlinkError> {
         let mut message = NeighbourMessage::default();
         // Strict checking takes the filter as an attribute and refuses it in the header.
-        message
-            .attributes
-            .extend(index.map(NeighbourAttribute::IfIndex));
+        message.attributes.extend(index.map(NeighbourAttribute::IfIndex));
         let message = RouteNetlinkMessage::GetNeighbour(message);
         let list = self.dump(message, "list neighbors")?;
         let neighbors = list.into_iter().filter_map(|message| match message {

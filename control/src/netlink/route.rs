@@ -60,23 +60,13 @@ pub struct Route {
 impl Route {
     /// A route of ours to `dst` straight out of an interface.
     pub fn direct(dst: IpNet, index: u32, protocol: u8) -> Route {
-        let hop = NextHop {
-            via: None,
-            index,
-            weight: 1,
-            onlink: false,
-            dead: false,
-        };
+        let hop = NextHop { via: None, index, weight: 1, onlink: false, dead: false };
         Route {
             dst,
             table: TABLE_MAIN,
             protocol,
             // The kernel has no scopes for IPv6 and reports "universe".
-            scope: if dst.addr().is_ipv4() {
-                RouteScope::Link
-            } else {
-                RouteScope::Universe
-            },
+            scope: if dst.addr().is_ipv4() { RouteScope::Link } else { RouteScope::Universe },
             kind: RouteKind::Unicast,
             metric: 0,
             next_hops: vec![hop],
@@ -88,13 +78,7 @@ impl Route {
 
     /// A route of ours to `dst` by a router.
     pub fn via(dst: IpNet, router: IpAddr, index: u32, protocol: u8) -> Route {
-        let hop = NextHop {
-            via: Some(router),
-            index,
-            weight: 1,
-            onlink: false,
-            dead: false,
-        };
+        let hop = NextHop { via: Some(router), index, weight: 1, onlink: false, dead: false };
         Route {
             scope: RouteScope::Universe,
             next_hops: vec![hop],
@@ -144,34 +128,16 @@ impl Route {
         if let Some(index) = index
             && route.next_hops.is_empty()
         {
-            let dead = header
-                .flags
-                .intersects(RouteFlags::Dead | RouteFlags::Linkdown);
+            let dead = header.flags.intersects(RouteFlags::Dead | RouteFlags::Linkdown);
             let onlink = header.flags.contains(RouteFlags::Onlink);
-            route.next_hops.push(NextHop {
-                via,
-                index,
-                weight: 1,
-                onlink,
-                dead,
-            });
+            route.next_hops.push(NextHop { via, index, weight: 1, onlink, dead });
         }
         Some(route)
     }
 
     fn message(&self) -> RouteMessage {
-        let Route {
-            dst,
-            table,
-            protocol,
-            scope,
-            kind,
-            metric,
-            next_hops,
-            src,
-            mtu,
-            cloned: _,
-        } = self;
+        let Route { dst, table, protocol, scope, kind, metric, next_hops, src, mtu, cloned: _ } =
+            self;
         let mut message = RouteMessage::default();
         message.header.address_family = family_of(dst.addr());
         message.header.destination_prefix_length = dst.prefix_len();
@@ -215,23 +181,18 @@ impl fmt::Display for Route {
 }
 
 fn next_hop(hop: RouteNextHop) -> NextHop {
-    let via = hop
-        .attributes
-        .into_iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Gateway(address) => ip(address),
-            RouteAttribute::Via(address) => via_ip(address),
-            _ => None,
-        });
+    let via = hop.attributes.into_iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(address) => ip(address),
+        RouteAttribute::Via(address) => via_ip(address),
+        _ => None,
+    });
     NextHop {
         via,
         index: hop.interface_index,
         // The kernel counts hops from 0 (linux/rtnetlink.h, struct rtnexthop).
         weight: u16::from(hop.hops) + 1,
         onlink: hop.flags.contains(RouteNextHopFlags::Onlink),
-        dead: hop
-            .flags
-            .intersects(RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown),
+        dead: hop.flags.intersects(RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown),
     }
 }
 

@@ -48,38 +48,21 @@ impl Rule {
     }
 
     fn message(&self) -> RuleMessage {
-        let Rule {
-            ipv6,
-            priority,
-            iif,
-            table,
-            protocol,
-        } = self;
+        let Rule { ipv6, priority, iif, table, protocol } = self;
         let mut message = RuleMessage::default();
-        message.header.family = if *ipv6 {
-            AddressFamily::Inet6
-        } else {
-            AddressFamily::Inet
-        };
+        message.header.family = if *ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
         message.header.action = RuleAction::ToTable;
         message.attributes.push(RuleAttribute::Priority(*priority));
         message.attributes.push(RuleAttribute::Table(*table));
-        message
-            .attributes
-            .push(RuleAttribute::Protocol(RouteProtocol::from(*protocol)));
-        message
-            .attributes
-            .extend(iif.clone().map(RuleAttribute::Iifname));
+        message.attributes.push(RuleAttribute::Protocol(RouteProtocol::from(*protocol)));
+        message.attributes.extend(iif.clone().map(RuleAttribute::Iifname));
         message
     }
 
     fn words(&self) -> String {
         let family = if self.ipv6 { "IPv6" } else { "IPv4" };
         let iif = self.iif.as_deref().unwrap_or("any");
-        format!(
-            "{family} rule {} iif {iif} lookup {}",
-            self.priority, self.table
-        )
+        format!("{family} rule {} iif {iif} lookup {}", self.priority, self.table)
     }
 }
 

@@ -19,10 +19,7 @@ fn bytes_of(message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
 /// Encodes and decodes, as the kernel and a monitor would.
 fn round_trip(request: &Request) -> RouteNetlinkMessage {
     let bytes = bytes_of(request.message.clone(), request.flags);
-    let part = messages(&bytes)
-        .next()
-        .expect("one message")
-        .expect("readable");
+    let part = messages(&bytes).next().expect("one message").expect("readable");
     RouteNetlinkMessage::parse_with_param(part.payload(), part.message_type()).expect("an object")
 }
 
@@ -35,10 +32,7 @@ fn error_message(code: i32, words: &str) -> Vec<u8> {
     body.extend(1u16.to_ne_bytes());
     body.extend(words.bytes().chain([0]));
     body.resize(body.len().next_multiple_of(4), 0);
-    let mut message = u32::try_from(16 + body.len())
-        .expect("short")
-        .to_ne_bytes()
-        .to_vec();
+    let mut message = u32::try_from(16 + body.len()).expect("short").to_ne_bytes().to_vec();
     message.extend(NLMSG_ERROR.to_ne_bytes());
     message.extend(netlink_packet_core::NLM_F_ACK_TLVS.to_ne_bytes());
     message.extend([0; 8]);
@@ -53,11 +47,7 @@ fn an_error_is_the_kernels_number_and_words() {
     let (source, detail) = refused(&part).expect("an error");
     assert_eq!(source, Errno::EXIST);
     let what = "add route 10.244.1.5/32 dev vd1234".to_owned();
-    let error = NetlinkError::Refused {
-        what,
-        source,
-        detail,
-    };
+    let error = NetlinkError::Refused { what, source, detail };
     assert_eq!(
         error.to_string(),
         "add route 10.244.1.5/32 dev vd1234: File exists (os error 17): ipv4: route exists"
@@ -104,10 +94,7 @@ fn zeros_are_set_and_not_left_out() {
     let send_redirects_is_0 = [8, 0, 6, 0, 0, 0, 0, 0];
     let rp_filter_is_2 = [8, 0, 8, 0, 2, 0, 0, 0];
     for wanted in [send_redirects_is_0, rp_filter_is_2] {
-        assert!(
-            bytes.windows(8).any(|window| window == wanted),
-            "{wanted:?} in {bytes:?}"
-        );
+        assert!(bytes.windows(8).any(|window| window == wanted), "{wanted:?} in {bytes:?}");
     }
 }
 
@@ -193,22 +180,15 @@ fn a_multipath_route_keeps_each_way_with_its_weight() {
     let mut first = RouteNextHop::default();
     first.interface_index = 3;
     first.hops = 1;
-    first.attributes = vec![RouteAttribute::Gateway(RouteAddress::Inet(
-        [192, 0, 2, 1].into(),
-    ))];
+    first.attributes = vec![RouteAttribute::Gateway(RouteAddress::Inet([192, 0, 2, 1].into()))];
     let mut second = RouteNextHop::default();
     second.interface_index = 4;
     second.flags = RouteNextHopFlags::Linkdown;
     message.attributes = vec![RouteAttribute::MultiPath(vec![first, second])];
     let route = Route::from_message(message).expect("a route");
     assert_eq!(route.dst, "0.0.0.0/0".parse::<IpNet>().expect("prefix"));
-    let [first, second] = route.next_hops[..] else {
-        panic!("{route:?}")
-    };
+    let [first, second] = route.next_hops[..] else { panic!("{route:?}") };
     assert_eq!((first.index, first.weight, first.dead), (3, 2, false));
     assert_eq!(first.via, Some("192.0.2.1".parse().expect("address")));
-    assert_eq!(
-        (second.index, second.weight, second.via, second.dead),
-        (4, 1, None, true)
-    );
+    assert_eq!((second.index, second.weight, second.via, second.dead), (4, 1, None, true));
 }

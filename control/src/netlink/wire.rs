@@ -52,18 +52,12 @@ pub(super) fn parse(part: &NetlinkBuffer<&[u8]>, what: &str) -> Option<RouteNetl
 /// it reports success (Documentation/userspace-api/netlink/intro.rst, "Extended ACK").
 pub(super) fn refused(part: &NetlinkBuffer<&[u8]>) -> Option<(Errno, String)> {
     let payload = part.payload();
-    let code = payload
-        .first_chunk::<4>()
-        .map_or(0, |bytes| i32::from_ne_bytes(*bytes));
+    let code = payload.first_chunk::<4>().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
     if code == 0 {
         return None;
     }
     // An error repeats the header of the request (NETLINK_CAP_ACK: nothing more of it).
-    let attributes_at = if part.message_type() == NLMSG_ERROR {
-        4 + 16
-    } else {
-        4
-    };
+    let attributes_at = if part.message_type() == NLMSG_ERROR { 4 + 16 } else { 4 };
     let detail = if part.flags() & NLM_F_ACK_TLVS == 0 {
         String::new()
     } else {

@@ -62,9 +62,7 @@ fn choose(routes: &[Route], addresses: &[Address], family: fn(&IpAddr) -> bool) 
             let subnet = IpNet::new(address.address, address.prefix_len);
             subnet.is_ok_and(|subnet| hop.via.is_some_and(|via| subnet.contains(&via)))
         });
-        route.src.or(beside_router
-            .or(on_device().next())
-            .map(|address| address.address))
+        route.src.or(beside_router.or(on_device().next()).map(|address| address.address))
     });
     by_default_route.or(fit.first().map(|address| address.address))
 }
@@ -86,16 +84,9 @@ mod tests {
 
     fn default_via(via: &str, index: u32, metric: u32) -> Route {
         let router: IpAddr = via.parse().expect("address");
-        let all = if router.is_ipv4() {
-            "0.0.0.0/0"
-        } else {
-            "::/0"
-        };
+        let all = if router.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
         let dst = all.parse().expect("prefix");
-        Route {
-            metric,
-            ..Route::via(dst, router, index, 4)
-        }
+        Route { metric, ..Route::via(dst, router, index, 4) }
     }
 
     fn chosen(routes: &[Route], addresses: &[Address]) -> Option<String> {
@@ -105,10 +96,7 @@ mod tests {
     #[test]
     fn the_default_route_with_the_least_metric_decides() {
         let addresses = [address(2, "10.0.0.5/24"), address(3, "192.0.2.5/24")];
-        let routes = [
-            default_via("10.0.0.1", 2, 100),
-            default_via("192.0.2.1", 3, 50),
-        ];
+        let routes = [default_via("10.0.0.1", 2, 100), default_via("192.0.2.1", 3, 50)];
         assert_eq!(chosen(&routes, &addresses).as_deref(), Some("192.0.2.5"));
     }
 
@@ -128,10 +116,7 @@ mod tests {
         let mut route = default_via("10.0.0.1", 2, 0);
         route.src = Some("198.51.100.7".parse().expect("address"));
         let addresses = [address(2, "10.0.0.5/24")];
-        assert_eq!(
-            chosen(&[route], &addresses).as_deref(),
-            Some("198.51.100.7")
-        );
+        assert_eq!(chosen(&[route], &addresses).as_deref(), Some("198.51.100.7"));
     }
 
     #[test]

@@ -34,10 +34,7 @@ pub(super) fn forward_ipv6(log: &mut SysctlLog) -> Result<(), SysctlError> {
         return Ok(());
     }
     let names = names("ipv6/conf")?;
-    for name in names
-        .iter()
-        .filter(|name| !TEMPLATES.contains(&name.as_str()))
-    {
+    for name in names.iter().filter(|name| !TEMPLATES.contains(&name.as_str())) {
         let accept_ra = format!("ipv6/conf/{name}/accept_ra");
         let is_host =
             sysctl::read(&format!("ipv6/conf/{name}/forwarding"))?.is_some_and(|v| v == "0");
@@ -61,10 +58,8 @@ fn names(directory: &str) -> Result<Vec<String>, SysctlError> {
         }
         Ok(names)
     };
-    let mut names = read().map_err(|source| SysctlError::Read {
-        key: directory.to_owned(),
-        source,
-    })?;
+    let mut names =
+        read().map_err(|source| SysctlError::Read { key: directory.to_owned(), source })?;
     names.retain(|name| !is_ours(name));
     Ok(names)
 }
@@ -84,14 +79,7 @@ mod tests {
         for name in ["viaduct0", "viaduct1", "vd0123456789ab"] {
             assert!(is_ours(name), "{name}");
         }
-        for name in [
-            "eth0",
-            "vda",
-            "vd",
-            "viaduct2",
-            "vd0123456789abc",
-            "vd0123456789ag",
-        ] {
+        for name in ["eth0", "vda", "vd", "viaduct2", "vd0123456789abc", "vd0123456789ag"] {
             assert!(!is_ours(name), "{name}");
         }
     }

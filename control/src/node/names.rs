@@ -83,16 +83,7 @@ pub fn mac_for(name: &str) -> [u8; 6] {
 pub fn link_local(mac: [u8; 6]) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac;
     let half = |high: u8, low: u8| u16::from_be_bytes([high, low]);
-    Ipv6Addr::new(
-        0xfe80,
-        0,
-        0,
-        0,
-        half(a ^ 2, b),
-        half(c, 0xff),
-        half(0xfe, d),
-        half(e, f),
-    )
+    Ipv6Addr::new(0xfe80, 0, 0, 0, half(a ^ 2, b), half(c, 0xff), half(0xfe, d), half(e, f))
 }
 
 #[cfg(test)]
@@ -107,23 +98,14 @@ mod tests {
         for byte in *b"foobar" {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
-        assert_eq!(
-            hash, 0x8594_4171_f739_67e8,
-            "the published vector for foobar"
-        );
+        assert_eq!(hash, 0x8594_4171_f739_67e8, "the published vector for foobar");
         assert_eq!(fnv1a(&["foobar"]), hash.wrapping_mul(0x0000_0100_0000_01b3));
     }
 
     #[test]
     fn parts_of_a_name_do_not_run_into_each_other() {
-        assert_ne!(
-            host_ifname("ab", "c", "eth0"),
-            host_ifname("a", "bc", "eth0")
-        );
-        assert_ne!(
-            host_ifname("a", "b", "ceth0"),
-            host_ifname("a", "bc", "eth0")
-        );
+        assert_ne!(host_ifname("ab", "c", "eth0"), host_ifname("a", "bc", "eth0"));
+        assert_ne!(host_ifname("a", "b", "ceth0"), host_ifname("a", "bc", "eth0"));
     }
 
     #[test]

@@ -61,10 +61,7 @@ impl Namespace {
 pub fn run(command: &str) -> String {
     let mut words = command.split_whitespace();
     let program = words.next().expect("a command has a name");
-    let output = Command::new(program)
-        .args(words)
-        .output()
-        .expect("start the command");
+    let output = Command::new(program).args(words).output().expect("start the command");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command}: {errors}");
     String::from_utf8_lossy(&output.stdout).into_owned()

@@ -161,6 +161,8 @@ pub struct Wire(Rc<RefCell<Line>>);
 struct Line {
     port: SimPort,
     arriving: VecDeque<Vec<u8>>,
+    /// Packets that arrive again and again, and the next of them.
+    replayed: (Rc<[Vec<u8>]>, usize),
     /// Packets that arrive in one pass.
     burst: usize,
     /// The far end takes nothing.
@@ -173,6 +175,12 @@ impl PacketIo for Wire {
     fn receive(&mut self, pool: &mut FramePool, batch: &mut Vec<Packet>, room: usize) -> u64 {
         let mut line = self.0.borrow_mut();
         let line = &mut *line;
+        let (packets, next) = &mut line.replayed;
+        let replays = if packets.is_empty() { 0 } else { room };
+        for _ in 0..replays {
+            line.port.arrive(pool, &packets[*next]);
+            *next = (*next + 1) % packets.len();
+        }
         for _ in 0..line.burst {
             let Some(bytes) = line.arriving.pop_front() else { break };
             line.port.arrive(pool, &bytes);
@@ -216,6 +224,8 @@ impl PacketIo for Wire {
 }
 
 struct Link {
+    /// Not ordered to go.
+    live: bool,
     wire: Wire,
     counters: Arc<PortCounters>,
     home: WorkerId,
@@ -272,6 +282,7 @@ impl Node {
         let line = Line {
             port,
             arriving: VecDeque::new(),
+            replayed: (Rc::new([]), 0),
             burst: BATCH_MAX,
             stalled: false,
             refusing: 0,
@@ -280,12 +291,15 @@ impl Node {
         let counters = Arc::new(PortCounters::default());
         let (io, counts) = (Box::new(wire.clone()), counters.clone());
         self.order(home, Command::AddPort { id, io, counters: counts });
-        self.links.insert(id, Link { wire, counters, home });
+        self.links.insert(id, Link { live: true, wire, counters, home });
     }
 
     /// Orders the worker to serve a port no more.
     pub fn remove_port(&mut self, id: PortId) {
-        self.order(self.links[&id].home, Command::RemovePort(id));
+        let link = self.links.get_mut(&id).expect("a port that was added");
+        link.live = false;
+        let home = link.home;
+        self.order(home, Command::RemovePort(id));
     }
 
     /// Orders the worker to take back the frames of a removed port.
@@ -321,9 +335,20 @@ impl Node {
         self.tables.ports.iter().any(|port| port.id == id)
     }
 
-    /// A packet arrives from the far end of a port in the next pass.
+    /// A packet arrives from the far end of a port in the next pass, if the port is there.
     pub fn inject(&mut self, id: PortId, bytes: Vec<u8>) {
-        self.line(id, |line| line.arriving.push_back(bytes));
+        if self.links[&id].live {
+            self.line(id, |line| line.arriving.push_back(bytes));
+        }
+    }
+
+    /// From now on these packets arrive in every pass, as many as the worker takes, and what the
+    /// port sends is forgotten. None of this allocates.
+    pub fn replay(&mut self, id: PortId, packets: Rc<[Vec<u8>]>) {
+        self.line(id, |line| {
+            line.replayed = (packets, 0);
+            line.port.discard_sent();
+        });
     }
 
     /// Whatever is waiting arrives in one pass, also what finds no frame to lie in.
@@ -366,23 +391,20 @@ impl Node {
             for worker in 0..self.sides.len() {
                 taken += self.pass(worker);
             }
-            let waiting = self.links.values().any(|l| !l.wire.0.borrow().arriving.is_empty());
+            let waits = |link: &Link| link.live && !link.wire.0.borrow().arriving.is_empty();
+            let waiting = self.links.values().any(waits);
             idle = if taken == 0 && !waiting { idle + 1 } else { 0 };
         }
     }
 
-    /// Takes the answers of the workers: removed ports are gone for good.
+    /// Takes the answers of the workers, and with them the rings of removed ports.
     fn collect(&mut self) {
         for side in &mut self.sides {
-            while let Ok(event) = side.events.pop() {
-                if let Event::Removed(id, _) = event {
-                    // Nothing arrives at a port that is gone.
-                    self.links[&id].wire.0.borrow_mut().arriving.clear();
-                }
-            }
+            while let Ok(_removed_or_reclaimed) = side.events.pop() {}
         }
     }
 
+    /// Time passes.
     pub fn advance(&mut self, ns: u64) {
         self.now_ns += ns;
     }
@@ -444,6 +466,7 @@ impl Node {
         for id in &ids {
             self.line(*id, |line| {
                 line.arriving.clear();
+                line.replayed = (Rc::new([]), 0);
                 line.stalled = false;
             });
         }
@@ -474,7 +497,6 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            self.run();
             self.assert_nothing_leaked();
         }
     }

@@ -22,6 +22,7 @@ const PIECE_BYTES: usize = 1 << 17;
 /// frame or page shifts it onto itself.
 const PERIOD: usize = 1_000_003;
 
+/// The pattern, and its beginning once more, so that no piece has to wrap.
 static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let byte = |_| {
@@ -31,20 +32,16 @@ static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
         state ^= state << 17;
         state.to_le_bytes()[3]
     };
-    (0..PERIOD + PIECE_BYTES).map(byte).collect()
+    let mut pattern: Vec<u8> = (0..PERIOD).map(byte).collect();
+    pattern.extend_from_within(..PIECE_BYTES);
+    pattern
 });
 
 /// `len` bytes (at most 128 KiB) of the pattern that every stream carries, from `offset` on.
 pub(super) fn pattern(offset: u64, len: usize) -> &'static [u8] {
     let start = (offset % PERIOD as u64) as usize;
-    &PATTERN_LOOP[start..start + len]
+    &PATTERN[start..start + len]
 }
-
-/// The pattern and its beginning once more, so that a piece never wraps.
-static PATTERN_LOOP: LazyLock<Vec<u8>> = LazyLock::new(|| {
-    let (once, _) = PATTERN.split_at(PERIOD);
-    [once, &once[..PIECE_BYTES]].concat()
-});
 
 /// Listens in a namespace; port 0 chooses one.
 ///

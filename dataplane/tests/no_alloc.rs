@@ -1,0 +1,128 @@
+//! Forwarding allocates nothing: a million simulated packets of every kind, none of them paid for
+//! at the allocator once the worker is warm.
+
+mod harness;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::rc::Rc;
+
+use dataplane::drop::DropReason;
+use harness::packet::{Check, packet};
+use harness::{A, B, C, Direction, ENDS, FAR_V4, FAR_V6, NOBODY_V4, NODE, Node, PLAIN, Setup};
+
+thread_local! {
+    /// Allocations of this thread: libtest's own do not count.
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// The system's allocator, counted.
+struct Counting;
+
+// SAFETY: every call goes to the system's allocator unchanged; counting touches a thread-local
+// cell that needs neither allocation nor destruction.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promises are the system allocator's conditions.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as for `alloc`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: as for `alloc`.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// What pod A sends: all that is forwarded, cut, answered and dropped.
+fn from_a() -> Rc<[Vec<u8>]> {
+    let mut packets = Vec::new();
+    for v6 in [false, true] {
+        let far = if v6 { FAR_V6 } else { FAR_V4 };
+        let base = packet().from(&A).to(&B).family(v6).payload(64);
+        packets.extend([
+            base.clone().marked(0),
+            base.clone().tcp(1, 2),
+            base.clone().to(&PLAIN).marked(0),
+            base.clone().to(&C).icmp(if v6 { 128 } else { 8 }, 0),
+            base.clone().dst(far).check(Check::Partial),
+            base.clone().padding(18),
+            base.clone().tcp(1, 2).payload(20_000).marked(1400),
+            base.clone().tcp(1, 2).dst(far).payload(4_000).marked(1400),
+            base.clone().payload(3_000).marked(1400),
+            base.clone().tcp(1, 2).to(&PLAIN).payload(9_000).marked(1400),
+            base.clone().ttl(1),
+            base.clone().to(&C).payload(1400),
+            base.clone().dst_mac(B.mac),
+            base.clone().src(if v6 { "fd00::1" } else { "10.0.0.1" }),
+            base.clone().protocol(6).payload(8),
+            base.clone().marker(255, 255, 1, 0),
+        ]);
+    }
+    packets.push(packet().from(&A).dst(NOBODY_V4));
+    let mut frames: Vec<Vec<u8>> = packets.iter().map(|packet| packet.build()).collect();
+    frames.push([&[0xff; 6], A.mac.as_slice(), &[0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1]].concat());
+    frames.push(vec![0; 60]);
+    frames.into()
+}
+
+#[test]
+fn a_million_packets_allocate_nothing() {
+    let setup = Setup { workers: 2, frames: 4096, fill: 512, ..Setup::default() };
+    let mut node = Node::new(setup);
+    for end in ENDS {
+        node.replay(end.id, Rc::new([]));
+    }
+    node.replay(A.id, from_a());
+    let back = [&A, &C].map(|to| packet().from(&B).to(to).payload(500).marked(0).build());
+    node.replay(B.id, Rc::new(back));
+    let inward = [&A, &B].map(|to| packet().from(&NODE).to(to).src(FAR_V4).payload(700).build());
+    node.replay(NODE.id, Rc::new(inward));
+    let round = |node: &mut Node| {
+        node.advance(1_000_000);
+        node.pass(0);
+        node.pass(1);
+    };
+    for _ in 0..100 {
+        round(&mut node);
+    }
+    let received = |node: &Node| node.worker(0).received.get() + node.worker(1).received.get();
+    let (warm, before) = (received(&node), ALLOCATIONS.get());
+    assert!(before > 0, "the allocator counts");
+    while received(&node) - warm < 1_000_000 {
+        round(&mut node);
+    }
+    assert_eq!(ALLOCATIONS.get() - before, 0, "allocations on the packet path");
+    // All of it happened.
+    for (worker, counter) in [
+        (0, &node.worker(0).crossed_out),
+        (1, &node.worker(1).crossed_in),
+        (1, &node.worker(1).crossed_out),
+        (0, &node.worker(0).generated),
+    ] {
+        assert!(counter.get() > 10_000, "worker {worker}: {}", counter.get());
+    }
+    for reason in [
+        DropReason::TtlExpired,
+        DropReason::MtuExceeded,
+        DropReason::NoPod,
+        DropReason::SpoofedIpv4,
+        DropReason::SpoofedIpv6,
+        DropReason::OtherHost,
+        DropReason::BadMarker,
+        DropReason::L4TooShort,
+        DropReason::ArpMalformed,
+    ] {
+        assert!(node.drops(A.id, Direction::FromPod, reason) > 1_000, "{reason:?}");
+    }
+    assert!(node.counters(A.id, Direction::ToPod).packets.get() > 100_000);
+}

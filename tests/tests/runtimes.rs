@@ -1,0 +1,331 @@
+//! Runtimes that nobody here wrote attach containers to a node: containerd by `ctr`, containerd as
+//! a kubelet uses it, podman. The containers talk through the workers, and when they are gone
+//! nothing of them is left. Needs the Debian packages containerd, runc, podman, conmon,
+//! busybox-static and curl.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use e2e::daemon::{Node, PortMode, Setup, on_each, workers};
+use e2e::netns::wait_until;
+use e2e::runtimes::{Container, Containerd, Ctr, Kubelet, Machine, Podman, Runtime, output};
+
+/// Bytes of a transfer.
+const TRANSFER_BYTES: u64 = 100_000_000;
+
+/// Where a transfer goes to.
+const PORT: u16 = 7000;
+
+/// Echo requests of a ping.
+const PINGS: u64 = 20;
+
+/// The kernel frees a namespace some 50 ms after its last reference; DEL answers before the veth
+/// pair is gone.
+const GONE_DEADLINE: Duration = Duration::from_secs(10);
+
+#[test]
+#[ignore = "needs root"]
+fn containers_of_ctr_talk_through_the_workers_and_leave_nothing_behind() {
+    on_each(Setup::modes(), |node| {
+        let machine = Machine::start(node)?;
+        let containerd = Containerd::start(&machine)?;
+        let ctr = Ctr(&containerd);
+        talk(node, &machine, [&ctr, &ctr])
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn sandboxes_of_a_kubelet_talk_through_the_workers_and_leave_nothing_behind() {
+    on_each(Setup::modes(), |node| {
+        let machine = Machine::start(node)?;
+        let containerd = Containerd::start(&machine)?;
+        let kubelet = Kubelet::new(&containerd)?;
+        talk(node, &machine, [&kubelet, &kubelet])
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn containers_of_podman_talk_through_the_workers_and_leave_nothing_behind() {
+    on_each(Setup::modes(), |node| {
+        let machine = Machine::start(node)?;
+        let podman = Podman::new(&machine)?;
+        talk(node, &machine, [&podman, &podman])
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_container_of_ctr_talks_to_one_of_podman_across_two_workers() {
+    on_each(vec![Setup::new(PortMode::Auto, 2)], |node| {
+        let machine = Machine::start(node)?;
+        let containerd = Containerd::start(&machine)?;
+        let podman = Podman::new(&machine)?;
+        talk(node, &machine, [&Ctr(&containerd), &podman])
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_sandbox_whose_namespace_was_lost_is_removed_without_a_trace() {
+    on_each(vec![Setup::new(PortMode::Auto, 1)], |node| {
+        let machine = Machine::start(node)?;
+        let containerd = Containerd::start(&machine)?;
+        let kubelet = Kubelet::new(&containerd)?;
+        let before = footprint(node, &machine)?;
+        let container = kubelet.run("lost")?;
+        kubelet.lose_namespace(&container)?;
+        kubelet.remove(container)?;
+        wait_for_footprint(node, &machine, &before)
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_kubelet_tells_the_daemon_which_pod_it_is() {
+    on_each(vec![Setup::new(PortMode::Auto, 1)], |node| {
+        let machine = Machine::start(node)?;
+        let containerd = Containerd::start(&machine)?;
+        let kubelet = Kubelet::new(&containerd)?;
+        let container = kubelet.run("web-0")?;
+        let row = row(node, &container)?;
+        ensure!(row["namespace"] == "e2e" && row["name"] == "web-0", "{row}");
+        let loopback = output(&mut kubelet.exec(&container, "ping -c 1 -W 1 127.0.0.1"))?;
+        ensure!(loopback.contains("1 packets received"), "lo does not answer: {loopback}");
+        kubelet.remove(container)
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn podman_gets_the_addresses_it_asks_for_also_after_a_restart() {
+    on_each(vec![Setup::new(PortMode::Auto, 1)], |node| {
+        let machine = Machine::start(node)?;
+        let podman = Podman::new(&machine)?;
+        let before = footprint(node, &machine)?;
+        let [wanted, _] = node.nobody();
+        let mac = "0a:58:00:00:00:07";
+        let options = ["--ip", &wanted.to_string(), "--mac-address", mac];
+        let container = podman.run_with("wanted", &options)?;
+        let peer = podman.run("peer")?;
+        for _ in 0..2 {
+            let row = row(node, &container)?;
+            ensure!(row["mac"] == mac && row["ips"][0] == json!(wanted), "{row}");
+            let link = output(&mut podman.exec(&container, "ip link show eth0"))?;
+            ensure!(link.contains(mac), "eth0 does not have {mac}: {link}");
+            ping([&podman, &podman], [&peer, &container], wanted)?;
+            output(podman.command().args(["restart", "--time", "0", "wanted"]))?;
+        }
+        podman.remove(container)?;
+        podman.remove(peer)?;
+        wait_for_footprint(node, &machine, &before)
+    });
+}
+
+/// Runs a container by each runtime; they ping each other and send 100 MB on both families, and
+/// the workers count every packet of it. Then nothing is left of them.
+fn talk(node: &Node, machine: &Machine, runtimes: [&dyn Runtime; 2]) -> Result<()> {
+    let before = footprint(node, machine)?;
+    let containers = [run(node, runtimes[0], "first")?, run(node, runtimes[1], "second")?];
+    let both = [&containers[0], &containers[1]];
+    let swapped = [&containers[1], &containers[0]];
+    let addresses = [addresses(node, both[0])?, addresses(node, both[1])?];
+    for address in addresses[1] {
+        counted(node, both, PINGS, 0, || ping(runtimes, both, address))?;
+        counted(node, both, 0, TRANSFER_BYTES, || transfer(runtimes, both, address))?;
+    }
+    for address in addresses[0] {
+        let runtimes = [runtimes[1], runtimes[0]];
+        counted(node, swapped, PINGS, 0, || ping(runtimes, swapped, address))?;
+    }
+    let started = Instant::now();
+    for (runtime, container) in runtimes.into_iter().zip(containers) {
+        runtime.remove(container)?;
+    }
+    eprintln!("removed both in {} ms", started.elapsed().as_millis());
+    wait_for_footprint(node, machine, &before)
+}
+
+/// Runs a container and compares what the daemon says of it with what is in it.
+fn run(node: &Node, runtime: &dyn Runtime, name: &str) -> Result<Container> {
+    let started = Instant::now();
+    let container = runtime.run(name)?;
+    eprintln!("{}: {name} runs after {} ms", runtime.title(), started.elapsed().as_millis());
+    let row = row(node, &container)?;
+    ensure!(row["state"] == "userspace", "no worker forwards for {name}: {row}");
+    let inside = output(&mut runtime.exec(&container, "ip addr show eth0"))?;
+    for address in addresses(node, &container)? {
+        let len = if address.is_ipv4() { 32 } else { 128 };
+        ensure!(inside.contains(&format!("{address}/{len} ")), "no {address} in {name}: {inside}");
+    }
+    Ok(container)
+}
+
+/// All pings come back.
+fn ping(runtimes: [&dyn Runtime; 2], [from, to]: [&Container; 2], address: IpAddr) -> Result<()> {
+    let line = format!("ping -q -c {PINGS} -i 0.02 -W 5 {address}");
+    let text = output(&mut runtimes[0].exec(from, &line))?;
+    let all = format!("{PINGS} packets transmitted, {PINGS} packets received");
+    ensure!(text.contains(&all), "{} pings {} at {address}: {text}", from.name, to.name);
+    Ok(())
+}
+
+/// 100 MB arrive as they were sent.
+fn transfer(
+    runtimes: [&dyn Runtime; 2],
+    [from, to]: [&Container; 2],
+    address: IpAddr,
+) -> Result<()> {
+    let make =
+        format!("head -c {TRANSFER_BYTES} /dev/urandom > /tmp/sent && sha256sum < /tmp/sent");
+    let sent = output(&mut runtimes[0].exec(from, &make))?;
+    let mut receiver = runtimes[1].exec(to, &format!("nc -l -p {PORT} | sha256sum"));
+    let receiver = receiver.stdout(Stdio::piped()).spawn().context("run the receiver")?;
+    wait_until("somebody listens", GONE_DEADLINE, || {
+        let sockets = output(&mut runtimes[1].exec(to, "netstat -ltn"))?;
+        Ok(sockets.contains(&format!(":{PORT} ")))
+    })?;
+    let started = Instant::now();
+    output(&mut runtimes[0].exec(from, &format!("nc {address} {PORT} < /tmp/sent")))?;
+    let took = started.elapsed();
+    let received = receiver.wait_with_output()?;
+    let received = String::from_utf8_lossy(&received.stdout);
+    eprintln!(
+        "{TRANSFER_BYTES} bytes from {} to {address} in {} ms",
+        runtimes[0].title(),
+        took.as_millis()
+    );
+    ensure!(sent.len() > 64 && received == sent, "sent {sent}but received {received}");
+    Ok(())
+}
+
+/// Does something, during which the workers must take so many packets and bytes from one
+/// container, and bring them to the other: then the traffic went through userspace.
+fn counted(
+    node: &Node,
+    [from, to]: [&Container; 2],
+    packets: u64,
+    bytes: u64,
+    work: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    let count = || -> Result<[u64; 4]> {
+        let (from, to) = (row(node, from)?, row(node, to)?);
+        let figures = [
+            &from["from_pod"]["packets"],
+            &to["to_pod"]["packets"],
+            &from["from_pod"]["bytes"],
+            &to["to_pod"]["bytes"],
+        ];
+        Ok(figures.map(|figure| figure.as_u64().unwrap_or_default()))
+    };
+    let before = count()?;
+    work()?;
+    let after = count()?;
+    for (index, least) in [packets, packets, bytes, bytes].into_iter().enumerate() {
+        let seen = after[index] - before[index];
+        ensure!(seen >= least, "of {least} packets or bytes the workers saw {seen}");
+    }
+    Ok(())
+}
+
+/// What `viaduct pods` shows of a container.
+fn row(node: &Node, container: &Container) -> Result<Value> {
+    let rows = node.list("pods")?;
+    let mut rows = rows.as_array().into_iter().flatten();
+    let row = rows.find(|row| row["container_id"] == container.cni_id.as_str());
+    row.cloned().with_context(|| format!("viaduct pods shows {}", container.cni_id))
+}
+
+/// A container's addresses, one of each family.
+fn addresses(node: &Node, container: &Container) -> Result<[IpAddr; 2]> {
+    let row = row(node, container)?;
+    let addresses: Vec<IpAddr> = serde_json::from_value(row["ips"].clone())?;
+    addresses.try_into().ok().with_context(|| format!("one address of each family: {row}"))
+}
+
+/// Everything that a container could leave behind on a node, by what it is.
+type Footprint = BTreeMap<&'static str, Value>;
+
+fn footprint(node: &Node, machine: &Machine) -> Result<Footprint> {
+    let namespace = node.namespace();
+    let sorted = |args: &[&str]| -> Result<Value> {
+        let listed = namespace.ip_json(args)?;
+        let mut rows: Vec<String> =
+            listed.as_array().into_iter().flatten().map(Value::to_string).collect();
+        rows.sort();
+        Ok(json!(rows))
+    };
+    let status = node.list("status")?;
+    let frames = |state: &str| -> u64 {
+        workers(&status).filter_map(|worker| worker["frames"][state].as_u64()).sum()
+    };
+    let protocols =
+        namespace.within(|| fs::read_to_string("/proc/thread-self/net/protocols"))??;
+    let peers = namespace.run("ip", &["netns", "list-id"])?;
+    Ok(BTreeMap::from([
+        ("links and addresses", sorted(&["addr"])?),
+        ("IPv4 routes", sorted(&["-4", "route", "show", "table", "all"])?),
+        ("IPv6 routes", sorted(&["-6", "route", "show", "table", "all"])?),
+        ("rules", sorted(&["rule"])?),
+        ("permanent neighbors", sorted(&["neigh", "show", "nud", "permanent"])?),
+        // A namespace that a link leads to keeps its number here until its last reference is gone:
+        // a process, a mount, a descriptor or a socket.
+        ("linked namespaces", json!(String::from_utf8_lossy(&peers.stdout))),
+        ("XSKs", json!(sockets(&protocols, "XDP"))),
+        ("free frames", json!(frames("free"))),
+        ("frames to receive into", json!(frames("rx"))),
+        ("pods", node.list("pods")?),
+        ("ports", json!(node.list("ports")?.as_array().map(Vec::len))),
+        ("forwarding", node.list("routes")?),
+        ("pinned BPF objects", json!(files(node.bpf_dir())?)),
+        // What libcni keeps until a DEL has succeeded.
+        ("libcni's notes", json!(machine.shell("find /var/lib/cni -name 'viaduct-*' || true")?)),
+        ("namespaces of the runtime", json!(machine.shell("ls /run/netns || true")?)),
+    ]))
+}
+
+/// Waits until the node is as it was.
+fn wait_for_footprint(node: &Node, machine: &Machine, before: &Footprint) -> Result<()> {
+    let mut left = Vec::new();
+    wait_until("nothing is left of the containers", GONE_DEADLINE, || {
+        let now = footprint(node, machine)?;
+        let differs = |(what, value): &(&&str, &Value)| before.get(**what) != Some(*value);
+        left = now
+            .iter()
+            .filter(differs)
+            .map(|(what, now)| format!("{what}:\n  before {}\n  now {now}", before[what]))
+            .collect();
+        Ok(left.is_empty())
+    })
+    .with_context(|| left.join("\n"))
+}
+
+/// Number of sockets of a protocol in /proc/net/protocols, which counts those of one network
+/// namespace.
+fn sockets(protocols: &str, name: &str) -> u64 {
+    let mut rows = protocols.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let row = rows.find(|row| row.first() == Some(&name));
+    row.and_then(|row| row.get(2)?.parse().ok()).unwrap_or(0)
+}
+
+/// Paths below a directory.
+fn files(dir: &Path) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        found.push(entry.path().to_string_lossy().into_owned());
+        if entry.file_type()?.is_dir() {
+            found.extend(files(&entry.path())?);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
