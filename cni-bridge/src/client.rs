@@ -73,14 +73,8 @@ pub fn ask(
     descriptor: Option<BorrowedFd<'_>>,
     deadline: Duration,
 ) -> Result<Reply, ClientError> {
-    let request = frame::encode(&Request {
-        version: PROTOCOL_VERSION,
-        call,
-    })?;
-    let clock = Clock {
-        start: Instant::now(),
-        deadline,
-    };
+    let request = frame::encode(&Request { version: PROTOCOL_VERSION, call })?;
+    let clock = Clock { start: Instant::now(), deadline };
     let mut stream = open(socket, &clock)?;
     let told = |source: io::Error| clock.failure(socket, source);
     send(&mut stream, &request, descriptor, &clock).map_err(told)?;
@@ -122,10 +116,9 @@ impl Clock {
         let socket = socket.to_owned();
         match source.kind() {
             // A socket timeout shows as `WouldBlock`.
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ClientError::Deadline {
-                socket,
-                deadline: self.deadline,
-            },
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                ClientError::Deadline { socket, deadline: self.deadline }
+            }
             _ => ClientError::Broken { socket, source },
         }
     }
@@ -135,21 +128,14 @@ fn open(path: &Path, clock: &Clock) -> Result<UnixStream, ClientError> {
     let socket = || path.to_owned();
     let address = SocketAddrUnix::new(path).map_err(|_| ClientError::Path { socket: socket() })?;
     let connected = || -> io::Result<UnixStream> {
-        let stream = socket_with(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )?;
+        let stream =
+            socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         // unix(7): connecting blocks while the backlog is full, for the send timeout.
         set_socket_timeout(&stream, Timeout::Send, Some(clock.left()?))?;
         connect(&stream, &address)?;
         Ok(stream.into())
     };
-    connected().map_err(|source| ClientError::Unreachable {
-        socket: socket(),
-        source,
-    })
+    connected().map_err(|source| ClientError::Unreachable { socket: socket(), source })
 }
 
 fn send(
@@ -167,12 +153,7 @@ fn send(
         assert!(fits, "the space was made for one descriptor");
     }
     // Without NOSIGNAL a daemon that has just died would kill the caller by SIGPIPE.
-    let sent = sendmsg(
-        &*stream,
-        &[IoSlice::new(request)],
-        &mut control,
-        SendFlags::NOSIGNAL,
-    )?;
+    let sent = sendmsg(&*stream, &[IoSlice::new(request)], &mut control, SendFlags::NOSIGNAL)?;
     // Each further write has the same timeout; a daemon that reads nothing for that long is hung.
     let rest = request.get(sent..).unwrap_or_default();
     stream.write_all(rest)

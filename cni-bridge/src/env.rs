@@ -46,11 +46,7 @@ pub fn verb(lookup: &dyn Fn(&str) -> Option<OsString>) -> Result<Option<Verb>, C
         return Ok(None);
     }
     Verb::find(&text).map(Some).ok_or_else(|| {
-        invalid(
-            "CNI_COMMAND",
-            &text,
-            "it must be ADD, DEL, CHECK, STATUS, GC or VERSION",
-        )
+        invalid("CNI_COMMAND", &text, "it must be ADD, DEL, CHECK, STATUS, GC or VERSION")
     })
 }
 
@@ -105,16 +101,10 @@ impl Environment {
 /// read.
 pub fn read_stdin(input: &mut dyn Read) -> Result<Vec<u8>, CniError> {
     let mut bytes = Vec::new();
-    input
-        .take(STDIN_BYTES_MAX)
-        .read_to_end(&mut bytes)
-        .map_err(|error| {
-            CniError::new(
-                code::IO,
-                "The network configuration cannot be read from standard input",
-            )
+    input.take(STDIN_BYTES_MAX).read_to_end(&mut bytes).map_err(|error| {
+        CniError::new(code::IO, "The network configuration cannot be read from standard input")
             .with_details(error.to_string())
-        })?;
+    })?;
     if bytes.len() as u64 >= STDIN_BYTES_MAX {
         let msg = format!(
             "Standard input is {STDIN_BYTES_MAX} bytes or longer; send one network configuration \

@@ -116,10 +116,7 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Received> {
             "more than one descriptor came beside a request, or none could be opened",
         ));
     }
-    Ok(Received {
-        bytes: message.bytes,
-        descriptor,
-    })
+    Ok(Received { bytes: message.bytes, descriptor })
 }
 
 #[cfg(test)]

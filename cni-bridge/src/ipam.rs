@@ -59,12 +59,7 @@ impl<'a> Delegate<'a> {
                     format!("IPAM plugin {name} is not in CNI_PATH {path:?}; install it there");
                 CniError::new(code::ENVIRONMENT, msg)
             })?;
-        Ok(Some(Self {
-            name,
-            program,
-            conf,
-            stdin,
-        }))
+        Ok(Some(Self { name, program, conf, stdin }))
     }
 
     /// Has the delegate allocate. When this succeeds and the attachment fails afterwards,
@@ -75,8 +70,7 @@ impl<'a> Delegate<'a> {
     /// it may have allocated is released already.
     pub fn add(&self) -> Result<CniResult, CniError> {
         let output = self.call(Verb::Add)?.unwrap_or_default();
-        self.parse(&output)
-            .map_err(|error| self.release_after(error))
+        self.parse(&output).map_err(|error| self.release_after(error))
     }
 
     /// Has the delegate release, after `error`; gives `error` back, with the delegate's failure in
@@ -100,11 +94,8 @@ impl<'a> Delegate<'a> {
     fn parse(&self, output: &[u8]) -> Result<CniResult, CniError> {
         let origin = format!("the result of IPAM plugin {}", self.name);
         let value: Value = serde_json::from_slice(output).map_err(|error| {
-            CniError::new(
-                code::DECODE,
-                format!("{origin} is not JSON; look at its log"),
-            )
-            .with_details(error.to_string())
+            CniError::new(code::DECODE, format!("{origin} is not JSON; look at its log"))
+                .with_details(error.to_string())
         })?;
         let result = CniResult::from_value(&value, &origin)?;
         if result.ips.is_empty() {
@@ -150,11 +141,8 @@ impl<'a> Delegate<'a> {
     fn execute(&self, verb: Verb, stdin: &[u8]) -> Result<Vec<u8>, CniError> {
         let failed = |error: io::Error| {
             let program = self.program.display();
-            CniError::new(
-                code::IO,
-                format!("IPAM plugin {program} cannot be executed; mend it"),
-            )
-            .with_details(error.to_string())
+            CniError::new(code::IO, format!("IPAM plugin {program} cannot be executed; mend it"))
+                .with_details(error.to_string())
         };
         let mut child = self.spawn(verb).map_err(failed)?;
         let mut input = child.stdin.take().expect("stdin was piped");
@@ -172,10 +160,7 @@ impl<'a> Delegate<'a> {
             return Ok(bytes);
         }
         Err(CniError::parse(&bytes).unwrap_or_else(|| {
-            let msg = format!(
-                "IPAM plugin {} failed ({status}); look at its log",
-                self.name
-            );
+            let msg = format!("IPAM plugin {} failed ({status}); look at its log", self.name);
             CniError::new(code::GENERIC, msg)
         }))
     }

@@ -88,10 +88,7 @@ fn check(environment: &Environment) -> Result<(), CniError> {
     if is_up {
         return Ok(());
     }
-    let msg = format!(
-        "Interface {LO} in {} is down; run ADD again",
-        environment.netns
-    );
+    let msg = format!("Interface {LO} in {} is down; run ADD again", environment.netns);
     Err(CniError::new(code::GENERIC, msg))
 }
 
@@ -105,11 +102,7 @@ fn failed(what: &str, environment: &Environment, error: &io::Error) -> CniError 
 }
 
 fn result(environment: &Environment, has_ipv6: bool) -> CniResult {
-    let ip = |address: &str| Ip {
-        address: address.to_owned(),
-        gateway: None,
-        interface: Some(0),
-    };
+    let ip = |address: &str| Ip { address: address.to_owned(), gateway: None, interface: Some(0) };
     let mut ips = vec![ip("127.0.0.1/8")];
     if has_ipv6 {
         ips.push(ip("::1/128"));
@@ -120,11 +113,7 @@ fn result(environment: &Environment, has_ipv6: bool) -> CniResult {
         sandbox: environment.netns.clone(),
         ..Interface::default()
     };
-    CniResult {
-        interfaces: vec![interface],
-        ips,
-        ..CniResult::default()
-    }
+    CniResult { interfaces: vec![interface], ips, ..CniResult::default() }
 }
 
 /// Runs `body` in the namespace `netns`, on a thread of its own: setns(2) moves a thread, and this
@@ -136,19 +125,13 @@ fn inside<T: Send>(netns: &OwnedFd, body: impl FnOnce() -> io::Result<T> + Send)
             move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))?;
             body()
         });
-        work.join()
-            .map_err(|_| io::Error::other("the thread in the namespace panicked"))?
+        work.join().map_err(|_| io::Error::other("the thread in the namespace panicked"))?
     })
 }
 
 /// A socket to rtnetlink, protocol 0, in the namespace of the calling thread.
 fn route_socket() -> io::Result<OwnedFd> {
-    let socket = socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
     set_socket_timeout(&socket, Timeout::Recv, Some(KERNEL_DEADLINE))?;
     Ok(socket)
 }
@@ -206,10 +189,7 @@ fn parse_answer(bytes: &[u8]) -> io::Result<Answer> {
         let rest = bytes.get(offset..).and_then(|rest| rest.first_chunk());
         rest.copied().map(u32::from_ne_bytes).ok_or_else(unexpected)
     };
-    let kind = bytes
-        .get(4..)
-        .and_then(|rest| rest.first_chunk())
-        .ok_or_else(unexpected)?;
+    let kind = bytes.get(4..).and_then(|rest| rest.first_chunk()).ok_or_else(unexpected)?;
     match u16::from_ne_bytes(*kind) {
         // `nlmsgerr` begins with a negative errno, or 0.
         NLMSG_ERROR => match word(16)?.cast_signed() {
@@ -222,17 +202,12 @@ fn parse_answer(bytes: &[u8]) -> io::Result<Answer> {
 }
 
 fn unexpected() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        "rtnetlink answered something else",
-    )
+    io::Error::new(io::ErrorKind::InvalidData, "rtnetlink answered something else")
 }
 
 /// Whether `lo` of the calling thread's namespace has ::1: not when IPv6 is disabled. Each line of
 /// if_inet6 begins with an address in hexadecimal (proc_net(5)).
 fn has_ipv6() -> bool {
     let addresses = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
-    addresses
-        .lines()
-        .any(|line| line.starts_with("00000000000000000000000000000001 "))
+    addresses.lines().any(|line| line.starts_with("00000000000000000000000000000001 "))
 }

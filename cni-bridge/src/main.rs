@@ -19,10 +19,7 @@ fn main() -> ExitCode {
     // Nobody is left to be told when standard error is closed.
     let _ = io::stderr().write_all(outcome.stderr.as_bytes());
     let mut stdout = io::stdout().lock();
-    match stdout
-        .write_all(outcome.stdout.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
+    match stdout.write_all(outcome.stdout.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => ExitCode::from(outcome.status),
         // A result that the runtime did not get is a failed call.
         Err(_) => ExitCode::FAILURE,

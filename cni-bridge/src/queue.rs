@@ -50,20 +50,11 @@ pub fn directory(socket: &Path) -> PathBuf {
 /// # Errors
 /// [`QueueError::Full`] with [`FILES_MAX`] files there, [`QueueError::Io`] otherwise.
 pub fn push(dir: &Path, request: &DelRequest) -> Result<(), QueueError> {
-    let io = |source| QueueError::Io {
-        dir: dir.to_owned(),
-        source,
-    };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(io)?;
+    let io = |source| QueueError::Io { dir: dir.to_owned(), source };
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)?;
     let path = path(dir, &request.attachment);
     if !path.exists() && fs::read_dir(dir).map_err(io)?.count() >= FILES_MAX {
-        return Err(QueueError::Full {
-            dir: dir.to_owned(),
-        });
+        return Err(QueueError::Full { dir: dir.to_owned() });
     }
     write_whole(&path, request).map_err(io)
 }
@@ -106,11 +97,7 @@ pub fn read(dir: &Path) -> Vec<(PathBuf, DelRequest)> {
 
 fn read_file(path: &Path) -> Option<DelRequest> {
     let mut bytes = Vec::new();
-    File::open(path)
-        .ok()?
-        .take(FILE_BYTES_MAX)
-        .read_to_end(&mut bytes)
-        .ok()?;
+    File::open(path).ok()?.take(FILE_BYTES_MAX).read_to_end(&mut bytes).ok()?;
     serde_json::from_slice(&bytes).ok()
 }
 
@@ -125,10 +112,9 @@ pub fn contains(dir: &Path, attachment: &Attachment) -> bool {
 /// [`QueueError::Io`] when the file stays.
 pub fn remove(dir: &Path, attachment: &Attachment) -> Result<(), QueueError> {
     match fs::remove_file(path(dir, attachment)) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(QueueError::Io {
-            dir: dir.to_owned(),
-            source,
-        }),
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(QueueError::Io { dir: dir.to_owned(), source })
+        }
         _ => Ok(()),
     }
 }
@@ -136,18 +122,9 @@ pub fn remove(dir: &Path, attachment: &Attachment) -> Result<(), QueueError> {
 /// The file of `attachment`: named by a hash, since the three names together may be longer than a
 /// file name.
 fn path(dir: &Path, attachment: &Attachment) -> PathBuf {
-    let Attachment {
-        network,
-        container_id,
-        ifname,
-    } = attachment;
+    let Attachment { network, container_id, ifname } = attachment;
     // The zero byte is in none of the names, so no two attachments join to the same bytes.
-    let bytes = [
-        network.as_bytes(),
-        container_id.as_bytes(),
-        ifname.as_bytes(),
-    ]
-    .join(&0);
+    let bytes = [network.as_bytes(), container_id.as_bytes(), ifname.as_bytes()].join(&0);
     dir.join(format!("{:032x}.{SUFFIX}", fnv1a_128(&bytes)))
 }
 
@@ -156,9 +133,7 @@ fn path(dir: &Path, attachment: &Attachment) -> PathBuf {
 fn fnv1a_128(bytes: &[u8]) -> u128 {
     const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
-    bytes.iter().fold(OFFSET, |hash, byte| {
-        (hash ^ u128::from(*byte)).wrapping_mul(PRIME)
-    })
+    bytes.iter().fold(OFFSET, |hash, byte| (hash ^ u128::from(*byte)).wrapping_mul(PRIME))
 }
 
 #[cfg(test)]

@@ -49,11 +49,7 @@ impl Outcome {
     }
 
     fn failure(error: &CniError, version: CniVersion) -> Self {
-        Self {
-            stdout: error.render(version).to_string(),
-            status: 1,
-            ..Self::default()
-        }
+        Self { stdout: error.render(version).to_string(), status: 1, ..Self::default() }
     }
 }
 
@@ -74,10 +70,7 @@ pub fn run(
     let verb = match env::verb(lookup) {
         Ok(Some(verb)) => verb,
         Ok(None) => {
-            return Outcome {
-                stderr: about(),
-                ..Outcome::default()
-            };
+            return Outcome { stderr: about(), ..Outcome::default() };
         }
         Err(error) => return Outcome::failure(&error, CniVersion::NEWEST),
     };
@@ -120,16 +113,10 @@ pub fn check_input(
     lookup: &dyn Fn(&str) -> Option<OsString>,
     stdin: &[u8],
 ) -> Result<(), CniError> {
-    let Invocation {
-        environment, conf, ..
-    } = parse(verb, lookup, stdin)?;
+    let Invocation { environment, conf, .. } = parse(verb, lookup, stdin)?;
     match verb {
         Verb::Gc => drop(conf.valid_attachments()?),
-        _ => drop((
-            attach::options(&conf, &environment)?,
-            conf.prev_result()?,
-            conf.dns()?,
-        )),
+        _ => drop((attach::options(&conf, &environment)?, conf.prev_result()?, conf.dns()?)),
     }
     Ok(())
 }
@@ -142,11 +129,7 @@ fn parse(
     let environment = Environment::read(verb, lookup)?;
     let conf = NetConf::parse(stdin)?;
     verb.gate(conf.version)?;
-    Ok(Invocation {
-        environment,
-        conf,
-        stdin: stdin.to_vec(),
-    })
+    Ok(Invocation { environment, conf, stdin: stdin.to_vec() })
 }
 
 impl Invocation {

@@ -14,14 +14,8 @@ impl Pod {
     fn start() -> Self {
         let mut command = Command::new("unshare");
         // `cat` waits for the end of its input: when this test dies, the pod does.
-        command
-            .args(["--net", "sh", "-c", "echo ready; exec cat"])
-            .process_group(0);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        command.args(["--net", "sh", "-c", "echo ready; exec cat"]).process_group(0);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut line = [0; 6];
         std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
         Self(child)
@@ -34,9 +28,7 @@ impl Pod {
     fn lo(&self) -> String {
         let pid = self.0.id().to_string();
         let output = Command::new("nsenter")
-            .args([
-                "-t", &pid, "-n", "ip", "-o", "addr", "show", "dev", "lo", "up",
-            ])
+            .args(["-t", &pid, "-n", "ip", "-o", "addr", "show", "dev", "lo", "up"])
             .output()
             .unwrap();
         String::from_utf8(output.stdout).unwrap()
@@ -60,27 +52,15 @@ fn call(verb: &str, netns: &str, extra: Value) -> (bool, String) {
     let program = dir.path().join("loopback");
     symlink(env!("CARGO_BIN_EXE_viaduct-cni"), &program).unwrap();
     let mut child = Command::new(program)
-        .envs([
-            ("CNI_COMMAND", verb),
-            ("CNI_CONTAINERID", "c1"),
-            ("CNI_NETNS", netns),
-        ])
+        .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", "c1"), ("CNI_NETNS", netns)])
         .envs([("CNI_IFNAME", "lo"), ("CNI_PATH", "/nowhere")])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(conf.to_string().as_bytes())
-        .unwrap();
+    child.stdin.take().unwrap().write_all(conf.to_string().as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
-    (
-        output.status.success(),
-        String::from_utf8(output.stdout).unwrap(),
-    )
+    (output.status.success(), String::from_utf8(output.stdout).unwrap())
 }
 
 fn json_of(text: &str) -> Value {
@@ -131,10 +111,7 @@ fn a_previous_result_is_passed_through() {
 
 #[test]
 fn del_status_and_gc_succeed_without_a_namespace() {
-    assert_eq!(
-        call("DEL", "/run/netns/gone", json!({})),
-        (true, String::new())
-    );
+    assert_eq!(call("DEL", "/run/netns/gone", json!({})), (true, String::new()));
     assert_eq!(call("DEL", "", json!({})), (true, String::new()));
     assert_eq!(call("STATUS", "", json!({})), (true, String::new()));
     let empty = json!({"cni.dev/valid-attachments": []});
@@ -148,8 +125,5 @@ fn the_plugins_own_namespace_and_what_is_none_are_refused() {
     let (ok, error) = call("ADD", "/dev/null", json!({}));
     assert!(!ok && json_of(&error)["code"] == 4, "{error}");
     let (ok, answer) = call("VERSION", "", json!({}));
-    assert!(
-        ok && json_of(&answer)["supportedVersions"][0] == "0.3.0",
-        "{answer}"
-    );
+    assert!(ok && json_of(&answer)["supportedVersions"][0] == "0.3.0", "{answer}");
 }

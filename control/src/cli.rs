@@ -180,9 +180,7 @@ fn fetch(socket: &Path, listing: Listing) -> Result<Value, CliError> {
     match reply {
         Reply::Listing(value) => Ok(value),
         Reply::Error(error) => Err(CliError::Refused(error)),
-        Reply::Added(_) | Reply::Done => Err(CliError::NotAListing {
-            socket: socket.to_owned(),
-        }),
+        Reply::Added(_) | Reply::Done => Err(CliError::NotAListing { socket: socket.to_owned() }),
     }
 }
 

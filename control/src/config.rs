@@ -172,15 +172,11 @@ impl Config {
     /// Reads and checks the file at `path`, against the cores that this thread may use.
     pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let read = fs::read_to_string(path);
-        let text = read.map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text = read.map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let set = rustix::thread::sched_getaffinity(None)
             .map_err(|errno| ConfigError::Affinity(errno.into()))?;
-        let cores: Vec<usize> = (0..rustix::thread::CpuSet::MAX_CPU)
-            .filter(|core| set.is_set(*core))
-            .collect();
+        let cores: Vec<usize> =
+            (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| set.is_set(*core)).collect();
         Config::parse(&text, path, &cores)
     }
 

@@ -73,11 +73,7 @@ impl<C> Connections<C> {
     /// Room for as many connections as there are tokens.
     pub(crate) fn new(tokens: Range<usize>) -> Connections<C> {
         let places = tokens.clone().map(|_| None).collect();
-        Connections {
-            first_token: tokens.start,
-            places,
-            serial: 0,
-        }
+        Connections { first_token: tokens.start, places, serial: 0 }
     }
 
     /// The token for one more connection, if there is room.
@@ -89,11 +85,7 @@ impl<C> Connections<C> {
     /// Keeps a connection that was registered with a vacant token.
     pub(crate) fn insert(&mut self, token: Token, connection: C, deadline: Instant) {
         self.serial += 1;
-        let entry = Entry {
-            serial: self.serial,
-            deadline: Some(deadline),
-            connection,
-        };
+        let entry = Entry { serial: self.serial, deadline: Some(deadline), connection };
         let place = self.place(token).expect("the token came from vacant()");
         assert!(self.places[place].is_none(), "the token is vacant");
         self.places[place] = Some(entry);
@@ -108,10 +100,7 @@ impl<C> Connections<C> {
     pub(crate) fn id(&self, token: Token) -> Option<ConnectionId> {
         let place = self.place(token)?;
         let entry = self.places[place].as_ref()?;
-        Some(ConnectionId {
-            place,
-            serial: entry.serial,
-        })
+        Some(ConnectionId { place, serial: entry.serial })
     }
 
     /// The token of a connection.
@@ -147,10 +136,7 @@ impl<C> Connections<C> {
     pub(crate) fn expire(&mut self, now: Instant) -> usize {
         let mut expired = 0;
         for place in &mut self.places {
-            if place
-                .as_ref()
-                .is_some_and(|entry| entry.deadline.is_some_and(|at| at <= now))
-            {
+            if place.as_ref().is_some_and(|entry| entry.deadline.is_some_and(|at| at <= now)) {
                 *place = None;
                 expired += 1;
             }
@@ -160,11 +146,7 @@ impl<C> Connections<C> {
 
     /// When [`Connections::expire`] has something to do next.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.places
-            .iter()
-            .flatten()
-            .filter_map(|entry| entry.deadline)
-            .min()
+        self.places.iter().flatten().filter_map(|entry| entry.deadline).min()
     }
 
     /// Connections at present.
@@ -191,11 +173,7 @@ mod tests {
         assert_eq!(connections.get(first), None);
         assert_eq!(connections.get(second), Some(&mut "second"));
         connections.remove(first);
-        assert_eq!(
-            connections.len(),
-            1,
-            "removing the first again leaves the second"
-        );
+        assert_eq!(connections.len(), 1, "removing the first again leaves the second");
     }
 
     #[test]

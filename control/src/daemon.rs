@@ -99,8 +99,7 @@ impl Daemon {
         let nft = engine.nft().monitor()?;
         registry.register(&mut SourceFd(&nft.as_raw_fd()), NFT, Interest::READABLE)?;
         // First the socket, then the queue: a DEL that finds no socket is in the queue by then.
-        let control =
-            ControlServer::bind(&daemon.socket, registry, CONTROL, CONTROL_CONNECTIONS)?;
+        let control = ControlServer::bind(&daemon.socket, registry, CONTROL, CONTROL_CONNECTIONS)?;
         replay_deletions(&mut engine, &queue::directory(&daemon.socket));
         let metrics = match daemon.metrics {
             None => None,
@@ -250,7 +249,9 @@ impl Daemon {
             }),
             (Call::Del(request), _) => done(self.engine.detach(&request.attachment)),
             (Call::Gc(request), _) => done(self.engine.collect(&request)),
-            (Call::CniStatus { delegated_ipam }, _) => done(self.engine.check_ready(delegated_ipam)),
+            (Call::CniStatus { delegated_ipam }, _) => {
+                done(self.engine.check_ready(delegated_ipam))
+            }
             (Call::List(listing), _) => Reply::Listing(self.engine.list(listing)),
         }
     }

@@ -9,8 +9,8 @@ mod attach;
 mod compile;
 mod detach;
 mod listing;
-mod repair;
 mod reaper;
+mod repair;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -93,11 +93,7 @@ pub struct Engine {
 impl Engine {
     /// Brings the node up, or takes over what a daemon before us left: until the sentinels are
     /// in place, at the very end, the kernel carries the pods' traffic.
-    pub fn start(
-        config: Config,
-        reserved: Vec<OwnedFd>,
-        reaper: Reaper,
-    ) -> anyhow::Result<Engine> {
+    pub fn start(config: Config, reserved: Vec<OwnedFd>, reaper: Reaper) -> anyhow::Result<Engine> {
         let started = Instant::now();
         let ports = probe_ports(&config)?;
         let programs = Programs::load(&config.daemon.bpf_dir)?;
@@ -113,7 +109,11 @@ impl Engine {
         // The program may run before there is a socket: it passes everything then.
         programs.set_port(node.worker_index, &node_entry())?;
         programs.attach(node.worker_index, WORKER_IFNAME)?;
-        programs.attach_marker(node.node_index)?;
+        if ports.offloads == Offloads::Full {
+            // In basic mode the kernel completes checksums after the marker would have called them
+            // partial, and workers would complete them once more.
+            programs.attach_marker(node.node_index)?;
+        }
         let (workers, node_socket) = Workers::start(WorkersConfig {
             cores: &config.workers.cores,
             frames: config.workers.frames,
@@ -348,9 +348,8 @@ fn call_error(code: u32, error: &dyn std::error::Error) -> CallError {
 fn probe_ports(config: &Config) -> anyhow::Result<Ports> {
     let features = probe()?;
     let none = SocketFeatures { multi_buffer: false, tx_checksum: false, tx_budget: false };
-    let full = config.workers.port_mode == PortMode::Auto
-        && features.multi_buffer
-        && features.tx_checksum;
+    let full =
+        config.workers.port_mode == PortMode::Auto && features.multi_buffer && features.tx_checksum;
     if full {
         let device_mtu = Some(DEVICE_MTU_FULL);
         return Ok(Ports { features, offloads: Offloads::Full, device_mtu });

@@ -141,17 +141,10 @@ impl Ipam {
     pub fn new(cidrs: &[IpNet]) -> Ipam {
         for (index, a) in cidrs.iter().enumerate() {
             let mut others = cidrs.iter().skip(index + 1);
-            assert!(
-                !others.any(|b| a.contains(b) || b.contains(a)),
-                "pod CIDRs do not overlap"
-            );
+            assert!(!others.any(|b| a.contains(b) || b.contains(a)), "pod CIDRs do not overlap");
         }
         let pools = cidrs.iter().map(|net| Pool::new(*net)).collect();
-        Ipam {
-            pools,
-            held: BTreeMap::new(),
-            free_count: 0,
-        }
+        Ipam { pools, held: BTreeMap::new(), free_count: 0 }
     }
 
     /// Gives `owner` one address per family, or one per list of `ranges`; all or none. Each address
@@ -200,18 +193,9 @@ impl Ipam {
         };
         match self.pools[pool].owned.get(&wanted) {
             Some(current) if current == owner => Ok(()),
-            Some(current) => Err(IpamError::Taken {
-                address,
-                owner: current.clone(),
-            }),
+            Some(current) => Err(IpamError::Taken { address, owner: current.clone() }),
             None => {
-                self.own(
-                    owner,
-                    Place {
-                        pool,
-                        number: wanted,
-                    },
-                );
+                self.own(owner, Place { pool, number: wanted });
                 Ok(())
             }
         }
@@ -222,13 +206,7 @@ impl Ipam {
         for Place { pool, number } in self.held.remove(owner).unwrap_or_default() {
             let pool = &mut self.pools[pool];
             pool.owned.remove(&number);
-            pool.freed.insert(
-                self.free_count,
-                Freed {
-                    number,
-                    at_ns: now_ns,
-                },
-            );
+            pool.freed.insert(self.free_count, Freed { number, at_ns: now_ns });
             pool.freed_keys.insert(number, self.free_count);
             self.free_count += 1;
         }
@@ -264,15 +242,9 @@ impl Ipam {
             let Some((address, segment)) = address else {
                 continue;
             };
-            let place = Place {
-                pool: segment.pool,
-                number: number(*address),
-            };
+            let place = Place { pool: segment.pool, number: number(*address) };
             if let Some(owner) = self.pools[place.pool].owned.get(&place.number) {
-                return Err(IpamError::Taken {
-                    address: *address,
-                    owner: owner.clone(),
-                });
+                return Err(IpamError::Taken { address: *address, owner: owner.clone() });
             }
             chosen[index] = Some((place, (*segment).clone()));
         }
@@ -292,31 +264,16 @@ impl Ipam {
         taken: &[Place],
         now_ns: u64,
     ) -> Result<(Place, Segment), IpamError> {
-        let fresh = || {
-            segments
-                .iter()
-                .find_map(|segment| self.fresh(segment, taken))
-        };
-        let oldest = segments
-            .iter()
-            .filter_map(|segment| self.oldest(segment, taken));
+        let fresh = || segments.iter().find_map(|segment| self.fresh(segment, taken));
+        let oldest = segments.iter().filter_map(|segment| self.oldest(segment, taken));
         let oldest = oldest.min_by_key(|(key, ..)| *key);
-        let rested_ns = oldest
-            .as_ref()
-            .map(|(_, freed, _)| now_ns.saturating_sub(freed.at_ns));
+        let rested_ns = oldest.as_ref().map(|(_, freed, _)| now_ns.saturating_sub(freed.at_ns));
         let is_rested = rested_ns.is_some_and(|rested_ns| rested_ns >= COOL_DOWN_NS);
-        let is_crowded = segments
-            .iter()
-            .any(|segment| self.pools[segment.pool].freed.len() >= FREED_LEN_MAX);
+        let is_crowded =
+            segments.iter().any(|segment| self.pools[segment.pool].freed.len() >= FREED_LEN_MAX);
 
         let reuse = oldest.map(|(_, freed, segment)| {
-            (
-                Place {
-                    pool: segment.pool,
-                    number: freed.number,
-                },
-                segment.clone(),
-            )
+            (Place { pool: segment.pool, number: freed.number }, segment.clone())
         });
         if is_crowded
             && is_rested
@@ -337,10 +294,7 @@ impl Ipam {
         let pool = &self.pools[segment.pool];
         (segment.first.max(pool.cursor)..=segment.last)
             .filter(|number| !pool.is_used(*number))
-            .map(|number| Place {
-                pool: segment.pool,
-                number,
-            })
+            .map(|number| Place { pool: segment.pool, number })
             .find(|place| segment.may_give(*place, taken))
             .map(|place| (place, segment.clone()))
     }
@@ -354,15 +308,10 @@ impl Ipam {
     ) -> Option<(u64, Freed, &'a Segment)> {
         let queue = self.pools[segment.pool].freed.iter();
         let mut in_segment = queue.filter(|(_, freed)| {
-            let place = Place {
-                pool: segment.pool,
-                number: freed.number,
-            };
+            let place = Place { pool: segment.pool, number: freed.number };
             (segment.first..=segment.last).contains(&freed.number) && segment.may_give(place, taken)
         });
-        in_segment
-            .next()
-            .map(|(key, freed)| (*key, *freed, segment))
+        in_segment.next().map(|(key, freed)| (*key, *freed, segment))
     }
 }
 
@@ -401,11 +350,7 @@ impl Pool {
 /// (RFC 4291 §2.6.1).
 pub fn usable(net: IpNet) -> Option<(u128, u128)> {
     let (network, broadcast) = (number(net.network()), number(net.broadcast()));
-    let last = if net.addr().is_ipv4() {
-        broadcast.checked_sub(1)?
-    } else {
-        broadcast
-    };
+    let last = if net.addr().is_ipv4() { broadcast.checked_sub(1)? } else { broadcast };
     let first = network.checked_add(1)?;
     (first <= last).then_some((first, last))
 }
@@ -429,7 +374,5 @@ fn address(net: IpNet, number: u128) -> IpAddr {
 }
 
 fn list(nets: impl Iterator<Item = IpNet>) -> String {
-    nets.map(|net| net.to_string())
-        .collect::<Vec<_>>()
-        .join(", ")
+    nets.map(|net| net.to_string()).collect::<Vec<_>>().join(", ")
 }

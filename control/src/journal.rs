@@ -145,11 +145,7 @@ impl Journal {
                 let (file, len) = rewrite(dir, boot_id, &[]).map_err(io_error("write", &path))?;
                 (file, len, Vec::new())
             }
-            Parsed::Intact {
-                len,
-                records,
-                skipped,
-            } => {
+            Parsed::Intact { len, records, skipped } => {
                 if skipped > 0 || len < bytes.len() {
                     let cut_bytes = bytes.len() - len;
                     tracing::warn!(skipped, cut_bytes, "the journal was damaged; kept the rest");
@@ -157,8 +153,7 @@ impl Journal {
                 let mut options = OpenOptions::new();
                 let file = options.read(true).write(true).open(&path);
                 let file = file.map_err(io_error("open", &path))?;
-                file.set_len(len as u64)
-                    .map_err(io_error("truncate", &path))?;
+                file.set_len(len as u64).map_err(io_error("truncate", &path))?;
                 (file, len as u64, records)
             }
         };
@@ -258,31 +253,20 @@ fn prepare(dir: &Path) -> Result<(), JournalError> {
     let metadata = fs::metadata(dir).map_err(io_error("inspect", dir))?;
     let uid = rustix::process::geteuid().as_raw();
     if metadata.uid() != uid || metadata.mode() & 0o022 != 0 {
-        return Err(JournalError::NotPrivate {
-            path: dir.to_owned(),
-            uid,
-        });
+        return Err(JournalError::NotPrivate { path: dir.to_owned(), uid });
     }
     Ok(())
 }
 
 /// Replaces the file in one step: whoever crashes in between leaves the old one or the new one.
 fn rewrite(dir: &Path, boot_id: &str, records: &[Record]) -> io::Result<(File, u64)> {
-    let mut text = line(&Header {
-        format: FORMAT,
-        boot_id: boot_id.to_owned(),
-    })?;
+    let mut text = line(&Header { format: FORMAT, boot_id: boot_id.to_owned() })?;
     for record in records {
         text.push_str(&line(record)?);
     }
     let new = dir.join(NEW_FILE_NAME);
     let mut options = OpenOptions::new();
-    options
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600);
+    options.read(true).write(true).create(true).truncate(true).mode(0o600);
     let mut file = options.open(&new)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
@@ -312,16 +296,10 @@ fn compacted(records: &[Record]) -> Vec<Record> {
         }
     }
     let past = detached.iter().rev().take(DETACHED_KEPT).flatten();
-    let mut kept: Vec<usize> = attached
-        .values()
-        .chain(sysctls.values())
-        .chain(past)
-        .copied()
-        .collect();
+    let mut kept: Vec<usize> =
+        attached.values().chain(sysctls.values()).chain(past).copied().collect();
     kept.sort_unstable();
-    kept.into_iter()
-        .map(|index| records[index].clone())
-        .collect()
+    kept.into_iter().map(|index| records[index].clone()).collect()
 }
 
 enum Parsed {
@@ -363,21 +341,13 @@ fn parse(bytes: &[u8], boot_id: &str) -> Parsed {
             None => skipped += 1,
         }
     }
-    Parsed::Intact {
-        len,
-        records,
-        skipped,
-    }
+    Parsed::Intact { len, records, skipped }
 }
 
 /// A line with its length and sum. JSON text has no line break of its own.
 fn line<T: Serialize>(value: &T) -> io::Result<String> {
     let json = serde_json::to_string(value)?;
-    Ok(format!(
-        "{:08x} {:08x} {json}\n",
-        json.len(),
-        crc32(json.as_bytes())
-    ))
+    Ok(format!("{:08x} {:08x} {json}\n", json.len(), crc32(json.as_bytes())))
 }
 
 /// The JSON of a line, if the line is whole.
@@ -393,11 +363,7 @@ fn crc32(bytes: &[u8]) -> u32 {
     const POLYNOMIAL: u32 = 0xedb8_8320;
     !bytes.iter().fold(!0, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            if crc & 1 == 1 {
-                (crc >> 1) ^ POLYNOMIAL
-            } else {
-                crc >> 1
-            }
+            if crc & 1 == 1 { (crc >> 1) ^ POLYNOMIAL } else { crc >> 1 }
         })
     })
 }
@@ -407,9 +373,5 @@ fn io_error(
     path: &Path,
 ) -> impl FnOnce(io::Error) -> JournalError + use<> {
     let path = path.to_owned();
-    move |source| JournalError::Io {
-        operation,
-        path,
-        source,
-    }
+    move |source| JournalError::Io { operation, path, source }
 }

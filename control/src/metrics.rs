@@ -20,9 +20,8 @@ pub use http::{CONNECTIONS_MAX, MetricsError, MetricsServer, Page, REQUEST_BYTES
 
 /// Upper bounds of the histogram of CNI operations, in seconds. An ADD takes some milliseconds; a
 /// runtime gives up after minutes, and what takes longer than 10 s is equally bad news.
-pub const BOUNDS_S: [f64; 12] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
-];
+pub const BOUNDS_S: [f64; 12] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
 /// A CNI operation whose time is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,26 +121,12 @@ type Labels<'a> = [(&'static str, &'a str)];
 type Figure = (&'static str, &'static str, fn(&DirectionRow) -> u64);
 
 const FIGURES: [Figure; 4] = [
-    (
-        "packets",
-        "Units as the port saw them: a super-packet is one.",
-        |row| row.packets,
-    ),
-    (
-        "bytes",
-        "Bytes of these units, Ethernet header included.",
-        |row| row.bytes,
-    ),
-    (
-        "wire_packets",
-        "Packets as on a wire: a super-packet is its segments.",
-        |row| row.wire_packets,
-    ),
-    (
-        "wire_bytes",
-        "Bytes as on a wire, every segment with its own headers.",
-        |row| row.wire_bytes,
-    ),
+    ("packets", "Units as the port saw them: a super-packet is one.", |row| row.packets),
+    ("bytes", "Bytes of these units, Ethernet header included.", |row| row.bytes),
+    ("wire_packets", "Packets as on a wire: a super-packet is its segments.", |row| {
+        row.wire_packets
+    }),
+    ("wire_bytes", "Bytes as on a wire, every segment with its own headers.", |row| row.wire_bytes),
 ];
 
 /// The text as it grows. A metric's `# HELP` and `# TYPE` stand before its samples, and all
@@ -182,33 +167,16 @@ impl Exposition {
     }
 
     fn daemon(&mut self, status: &Status) {
-        self.family(
-            "viaduct_info",
-            "gauge",
-            "Release and port mode of the daemon; always 1.",
-        );
-        let labels = [
-            ("version", status.version.as_str()),
-            ("port_mode", status.port_mode.name()),
-        ];
+        self.family("viaduct_info", "gauge", "Release and port mode of the daemon; always 1.");
+        let labels = [("version", status.version.as_str()), ("port_mode", status.port_mode.name())];
         self.sample("viaduct_info", &labels, 1);
         let ready = u8::from(status.ready);
-        self.single(
-            "viaduct_ready",
-            "gauge",
-            "1 when an ADD would be served.",
-            ready,
-        );
+        self.single("viaduct_ready", "gauge", "1 when an ADD would be served.", ready);
         let help = "Seconds since the daemon started.";
         self.single("viaduct_uptime_seconds", "gauge", help, status.uptime_s);
         let help = "Generation of the newest tables.";
         self.single("viaduct_generation", "gauge", help, status.generation);
-        self.single(
-            "viaduct_routes",
-            "gauge",
-            "Routes of the newest tables.",
-            status.routes,
-        );
+        self.single("viaduct_routes", "gauge", "Routes of the newest tables.", status.routes);
     }
 
     fn per_worker<V: Display>(
@@ -231,15 +199,10 @@ impl Exposition {
         self.per_worker(workers, metric, |worker| worker.busy_ratio);
         let metric = ("viaduct_worker_ports", "Ports the worker owns.");
         self.per_worker(workers, metric, |worker| worker.ports);
-        let metric = (
-            "viaduct_worker_generation",
-            "Generation of the tables the worker forwards by.",
-        );
+        let metric =
+            ("viaduct_worker_generation", "Generation of the tables the worker forwards by.");
         self.per_worker(workers, metric, |worker| worker.generation);
-        let metric = (
-            "viaduct_worker_hugepages",
-            "1 when hugepages back the worker's memory.",
-        );
+        let metric = ("viaduct_worker_hugepages", "1 when hugepages back the worker's memory.");
         self.per_worker(workers, metric, |worker| u8::from(worker.hugepages));
         let metric = ("viaduct_worker_frames_owned", "All frames of the worker.");
         self.per_worker(workers, metric, |worker| worker.frames.total);
@@ -249,11 +212,7 @@ impl Exposition {
     /// Both laws: their terms, and whether they hold.
     fn worker_laws(&mut self, workers: &[WorkerRow]) {
         let name = "viaduct_worker_frames";
-        self.family(
-            name,
-            "gauge",
-            "Frames of the worker by place; they add up to frames_owned.",
-        );
+        self.family(name, "gauge", "Frames of the worker by place; they add up to frames_owned.");
         for worker in workers {
             let frames = &worker.frames;
             let places = [
@@ -263,11 +222,7 @@ impl Exposition {
                 ("crossing", frames.crossing),
             ];
             for (place, count) in places {
-                self.sample(
-                    name,
-                    &[("worker", &worker.id.to_string()), ("place", place)],
-                    count,
-                );
+                self.sample(name, &[("worker", &worker.id.to_string()), ("place", place)], count);
             }
         }
         let name = "viaduct_worker_packets_total";
@@ -285,11 +240,7 @@ impl Exposition {
                 ("crossed_out", packets.crossed_out),
             ];
             for (event, count) in events {
-                self.sample(
-                    name,
-                    &[("worker", &worker.id.to_string()), ("event", event)],
-                    count,
-                );
+                self.sample(name, &[("worker", &worker.id.to_string()), ("event", event)], count);
             }
         }
         let name = "viaduct_conserved";
@@ -299,10 +250,8 @@ impl Exposition {
             "1 while no frame and no packet of the worker is lost track of.",
         );
         for worker in workers {
-            let laws = [
-                ("frames", worker.frames.conserved()),
-                ("packets", worker.packets.conserved()),
-            ];
+            let laws =
+                [("frames", worker.frames.conserved()), ("packets", worker.packets.conserved())];
             for (law, holds) in laws {
                 let labels = [("worker", &*worker.id.to_string()), ("law", law)];
                 self.sample(name, &labels, u8::from(holds));
@@ -316,9 +265,7 @@ impl Exposition {
         self.family(name, "gauge", help);
         for state in [PodState::Userspace, PodState::Fallback] {
             for action in [FallbackAction::Pass, FallbackAction::Drop] {
-                let count = pods
-                    .iter()
-                    .filter(|pod| pod.state == state && pod.fallback == action);
+                let count = pods.iter().filter(|pod| pod.state == state && pod.fallback == action);
                 let labels = [("state", state.name()), ("fallback", action.name())];
                 self.sample(name, &labels, count.count());
             }
@@ -403,20 +350,14 @@ impl<'a> Source<'a> {
                 ("container_id", &pod.container_id),
                 ("ifname", &pod.ifname),
             ],
-            directions: [
-                (Direction::FromPod, &pod.from_pod),
-                (Direction::ToPod, &pod.to_pod),
-            ],
+            directions: [(Direction::FromPod, &pod.from_pod), (Direction::ToPod, &pod.to_pod)],
         }
     }
 
     fn node(port: &'a PortRow) -> Source<'a> {
         Source {
             labels: vec![("device", &port.device)],
-            directions: [
-                (Direction::FromPod, &port.from_pod),
-                (Direction::ToPod, &port.to_pod),
-            ],
+            directions: [(Direction::FromPod, &port.from_pod), (Direction::ToPod, &port.to_pod)],
         }
     }
 

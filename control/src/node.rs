@@ -247,8 +247,10 @@ impl NodePort {
 }
 
 /// IPv4 settings of the kernel's end. Pods' packets come in here from the workers, and their way
-/// back leads out here, but sources beyond the pod network do not: loose.
-const NODE_IPV4: [(Ipv4Setting, u32); 6] = [
+/// back leads out here, but sources beyond the pod network do not: loose. What workers tell the
+/// node in an ICMP error comes from the node's own address: local.
+const NODE_IPV4: [(Ipv4Setting, u32); 7] = [
+    (Ipv4Setting::AcceptLocal, 1),
     (Ipv4Setting::Forwarding, 1),
     (Ipv4Setting::RpFilter, 2),
     (Ipv4Setting::ArpIgnore, 1),

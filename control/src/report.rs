@@ -105,13 +105,7 @@ impl Features {
     /// Every capability by the name of its key.
     #[must_use]
     pub fn named(&self) -> [(&'static str, bool); 5] {
-        let Features {
-            frags,
-            sg,
-            tx_checksum,
-            tx_budget,
-            csum_hint,
-        } = *self;
+        let Features { frags, sg, tx_checksum, tx_budget, csum_hint } = *self;
         [
             ("frags", frags),
             ("sg", sg),
@@ -484,31 +478,15 @@ impl Direction {
 /// All drops of pods and the node, most first.
 #[must_use]
 pub fn drop_rows(pods: &[PodRow], ports: &[PortRow]) -> Vec<DropRow> {
-    let number = |device: &str| {
-        ports
-            .iter()
-            .find(|row| row.device == device)
-            .map(|row| row.port)
-    };
+    let number = |device: &str| ports.iter().find(|row| row.device == device).map(|row| row.port);
     let of_pods = pods.iter().map(|row| {
-        let name = if row.name.is_empty() {
-            row.container_id.clone()
-        } else {
-            row.title()
-        };
+        let name = if row.name.is_empty() { row.container_id.clone() } else { row.title() };
         (number(&row.host_ifname), name, &row.from_pod, &row.to_pod)
     });
     let of_node = ports
         .iter()
         .filter(|row| row.kind == PortKind::Node)
-        .map(|row| {
-            (
-                Some(row.port),
-                row.device.clone(),
-                &row.from_pod,
-                &row.to_pod,
-            )
-        });
+        .map(|row| (Some(row.port), row.device.clone(), &row.from_pod, &row.to_pod));
     let mut rows = Vec::new();
     for (port, pod, from_pod, to_pod) in of_pods.chain(of_node) {
         for (direction, counts) in [(Direction::FromPod, from_pod), (Direction::ToPod, to_pod)] {
@@ -528,7 +506,5 @@ pub fn drop_rows(pods: &[PodRow], ports: &[PortRow]) -> Vec<DropRow> {
 
 /// The sentence of a reason; empty for one that another release knows.
 fn sentence(reason: &str) -> &'static str {
-    DropReason::all()
-        .find(|known| known.name() == reason)
-        .map_or("", DropReason::sentence)
+    DropReason::all().find(|known| known.name() == reason).map_or("", DropReason::sentence)
 }

@@ -76,18 +76,11 @@ struct Connection {
 #[derive(Debug)]
 enum Phase {
     /// A request is coming in.
-    Asking {
-        decoder: Decoder,
-        descriptor: Option<OwnedFd>,
-    },
+    Asking { decoder: Decoder, descriptor: Option<OwnedFd> },
     /// The engine has the request.
     Waiting,
     /// A reply is going out.
-    Answering {
-        frame: Vec<u8>,
-        written: usize,
-        then: Then,
-    },
+    Answering { frame: Vec<u8>, written: usize, then: Then },
 }
 
 /// What follows a reply.
@@ -127,9 +120,7 @@ impl ControlServer {
         let (file, listener) = SocketFile::listen(path)?;
         let mut listener = UnixListener::from_std(listener);
         let registered = |source| SocketError::step("watch", path, source);
-        registry
-            .register(&mut listener, listener_token, Interest::READABLE)
-            .map_err(registered)?;
+        registry.register(&mut listener, listener_token, Interest::READABLE).map_err(registered)?;
         Ok(ControlServer {
             file,
             listener,
@@ -163,10 +154,7 @@ impl ControlServer {
         let Some(connection) = self.connections.get(id) else {
             return false;
         };
-        assert!(
-            matches!(connection.phase, Phase::Waiting),
-            "a request is answered once"
-        );
+        assert!(matches!(connection.phase, Phase::Waiting), "a request is answered once");
         let frame = encode(reply).unwrap_or_else(|error| {
             encode(&Reply::Error(unanswerable(&error))).expect("a sentence fits in a frame")
         });
@@ -192,20 +180,12 @@ impl ControlServer {
     /// When [`ControlServer::expire`] has something to do next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.accept_again
-            .into_iter()
-            .chain(self.connections.next_deadline())
-            .min()
+        self.accept_again.into_iter().chain(self.connections.next_deadline()).min()
     }
 
     fn accept(&mut self, now: Instant) {
         self.accept_again = None;
-        let ControlServer {
-            listener,
-            registry,
-            connections,
-            ..
-        } = self;
+        let ControlServer { listener, registry, connections, .. } = self;
         let accepted = accept_waiting(
             || listener.accept(),
             |(stream, _peer)| welcome(stream, registry, connections, now),
@@ -213,25 +193,17 @@ impl ControlServer {
         let (token, interest) = (self.listener_token, Interest::READABLE);
         let failed = match accepted {
             Accepted::All => return,
-            Accepted::Some => self
-                .registry
-                .reregister(&mut self.listener, token, interest)
-                .err(),
+            Accepted::Some => self.registry.reregister(&mut self.listener, token, interest).err(),
             Accepted::Failed(error) => Some(error),
         };
         if let Some(error) = failed {
-            warn!(
-                "accept a connection to {}: {error}; trying again",
-                self.path().display()
-            );
+            warn!("accept a connection to {}: {error}; trying again", self.path().display());
             self.accept_again = Some(now + ACCEPT_RETRY);
         }
     }
 
     fn advance(&mut self, id: ConnectionId, now: Instant, incoming: &mut Vec<Incoming>) {
-        let ControlServer {
-            connections, piece, ..
-        } = self;
+        let ControlServer { connections, piece, .. } = self;
         let Some(connection) = connections.get(id) else {
             return;
         };
@@ -241,11 +213,7 @@ impl ControlServer {
                 Step::Request(request, descriptor) => {
                     connection.phase = Phase::Waiting;
                     connections.set_deadline(id, None);
-                    incoming.push(Incoming {
-                        connection: id,
-                        request,
-                        descriptor,
-                    });
+                    incoming.push(Incoming { connection: id, request, descriptor });
                 }
                 Step::Refuse(error) => {
                     let frame = encode(&Reply::Error(error)).expect("a sentence fits in a frame");
@@ -265,11 +233,7 @@ impl ControlServer {
         let Some(connection) = self.connections.get(id) else {
             return false;
         };
-        connection.phase = Phase::Answering {
-            frame,
-            written: 0,
-            then,
-        };
+        connection.phase = Phase::Answering { frame, written: 0, then };
         self.connections.set_deadline(id, Some(now + PEER_DEADLINE));
         self.write(id, now)
     }
@@ -280,12 +244,7 @@ impl ControlServer {
         let Some(Connection { stream, phase }) = self.connections.get(id) else {
             return false;
         };
-        let Phase::Answering {
-            frame,
-            written,
-            then,
-        } = phase
-        else {
+        let Phase::Answering { frame, written, then } = phase else {
             return true;
         };
         let all = match write_on(stream, frame, written) {
@@ -300,17 +259,10 @@ impl ControlServer {
             return true;
         }
         // The poll is edge-triggered; registering again tells of what has come meanwhile.
-        let interest = if all {
-            Interest::READABLE
-        } else {
-            Interest::WRITABLE
-        };
+        let interest = if all { Interest::READABLE } else { Interest::WRITABLE };
         let registered = self.registry.reregister(stream, token, interest);
         if all {
-            *phase = Phase::Asking {
-                decoder: Decoder::default(),
-                descriptor: None,
-            };
+            *phase = Phase::Asking { decoder: Decoder::default(), descriptor: None };
             self.connections.set_deadline(id, Some(now + PEER_DEADLINE));
         }
         if registered.is_err() {
@@ -323,11 +275,7 @@ impl ControlServer {
 impl Connection {
     /// Reads until a request is complete or nothing more is there.
     fn read(&mut self, piece: &mut [u8]) -> Step {
-        let Phase::Asking {
-            decoder,
-            descriptor,
-        } = &mut self.phase
-        else {
+        let Phase::Asking { decoder, descriptor } = &mut self.phase else {
             return Step::More;
         };
         loop {
@@ -394,21 +342,12 @@ fn welcome(
     let refused = match (may_ask(&stream), connections.vacant()) {
         (Err(refused), _) => refused,
         (Ok(()), None) => {
-            let msg = format!(
-                "{} connections are open already; try again",
-                connections.len()
-            );
+            let msg = format!("{} connections are open already; try again", connections.len());
             refusal(code::TRY_AGAIN, msg)
         }
         (Ok(()), Some(token)) => {
-            if registry
-                .register(&mut stream, token, Interest::READABLE)
-                .is_ok()
-            {
-                let phase = Phase::Asking {
-                    decoder: Decoder::default(),
-                    descriptor: None,
-                };
+            if registry.register(&mut stream, token, Interest::READABLE).is_ok() {
+                let phase = Phase::Asking { decoder: Decoder::default(), descriptor: None };
                 connections.insert(token, Connection { stream, phase }, now + PEER_DEADLINE);
             }
             return;
@@ -425,10 +364,7 @@ fn may_ask(stream: &UnixStream) -> Result<(), CallError> {
     let refused = |peer: String| refusal(code::ENVIRONMENT, format!("{peer}; ask as root"));
     match socket_peercred(stream) {
         Ok(peer) if peer.uid.is_root() || peer.uid == rustix::process::geteuid() => Ok(()),
-        Ok(peer) => Err(refused(format!(
-            "user {} may not ask viaductd",
-            peer.uid.as_raw()
-        ))),
+        Ok(peer) => Err(refused(format!("user {} may not ask viaductd", peer.uid.as_raw()))),
         Err(error) => Err(refused(format!("viaductd cannot see who asks: {error}"))),
     }
 }
@@ -436,15 +372,9 @@ fn may_ask(stream: &UnixStream) -> Result<(), CallError> {
 /// The request in a frame, if it is of a release that we understand: the version is looked at
 /// first, because a call of a far release may have any shape.
 fn understand(frame: Value) -> Result<Request, CallError> {
-    let version = frame
-        .get("version")
-        .and_then(Value::as_u64)
-        .ok_or_else(|| {
-            refusal(
-                code::DECODE,
-                "a request names no protocol version; use viaduct".to_owned(),
-            )
-        })?;
+    let version = frame.get("version").and_then(Value::as_u64).ok_or_else(|| {
+        refusal(code::DECODE, "a request names no protocol version; use viaduct".to_owned())
+    })?;
     if version.abs_diff(u64::from(PROTOCOL_VERSION)) > 1 {
         let msg = format!(
             "the request speaks protocol version {version}, viaductd speaks {PROTOCOL_VERSION} and \
@@ -461,9 +391,5 @@ fn unanswerable(error: &FrameError) -> CallError {
 }
 
 fn refusal(code: u32, msg: String) -> CallError {
-    CallError {
-        code,
-        msg,
-        details: String::new(),
-    }
+    CallError { code, msg, details: String::new() }
 }

@@ -370,10 +370,8 @@ impl State {
     /// networks are never touched (CNI spec, "GC").
     pub fn stale(&self, request: &GcRequest) -> Vec<Attachment> {
         let GcRequest { network, valid } = request;
-        let valid: BTreeSet<(&str, &str)> = valid
-            .iter()
-            .map(|(id, ifname)| (id.as_str(), ifname.as_str()))
-            .collect();
+        let valid: BTreeSet<(&str, &str)> =
+            valid.iter().map(|(id, ifname)| (id.as_str(), ifname.as_str())).collect();
         let is_stale = |attachment: &&Attachment| {
             let pair = (attachment.container_id.as_str(), attachment.ifname.as_str());
             attachment.network == *network && !valid.contains(&pair)
@@ -383,11 +381,8 @@ impl State {
 
     fn add(&mut self, pod: NewPod) -> Result<PodRecord, StateError> {
         self.admit(&pod.attachment)?;
-        let record = pod.at_home(
-            self.least_loaded_worker()?,
-            self.lowest_free_slot()?,
-            self.generation + 1,
-        );
+        let record =
+            pod.at_home(self.least_loaded_worker()?, self.lowest_free_slot()?, self.generation + 1);
         self.check(&record)?;
         self.generation += 1;
         self.has_added = true;
@@ -396,10 +391,7 @@ impl State {
     }
 
     fn restore(&mut self, mut record: PodRecord) -> Result<PodRecord, StateError> {
-        assert!(
-            !self.has_added,
-            "pods are restored before the first one is added"
-        );
+        assert!(!self.has_added, "pods are restored before the first one is added");
         self.admit(&record.attachment)?;
         // The configuration may have fewer workers or smaller ones than the last daemon had.
         let load = self.loads.get(usize::from(record.worker));
@@ -421,17 +413,11 @@ impl State {
         let [first_byte, ..] = record.mac;
         // RFC 9542 §2.1: the lowest bit of the first byte marks a group address.
         if first_byte == HINT_MAC_PREFIX || first_byte & 1 == 1 {
-            return Err(StateError::UnusableMac {
-                container_id: container_id(),
-                first_byte,
-            });
+            return Err(StateError::UnusableMac { container_id: container_id(), first_byte });
         }
         let found = record.addresses.len();
         if found == 0 || found > ADDRESSES_PER_POD_MAX {
-            return Err(StateError::AddressCount {
-                container_id: container_id(),
-                found,
-            });
+            return Err(StateError::AddressCount { container_id: container_id(), found });
         }
         let mut own = BTreeSet::new();
         for &PodAddress { address, .. } in &record.addresses {
@@ -439,10 +425,7 @@ impl State {
                 return Err(StateError::AddressRepeated(address));
             }
             if let Some(owner) = self.by_address.get(&address) {
-                return Err(StateError::AddressTaken {
-                    address,
-                    owner: owner.clone(),
-                });
+                return Err(StateError::AddressTaken { address, owner: owner.clone() });
             }
         }
         if let Some(owner) = self.by_host_ifname.get(&record.host_ifname) {
@@ -461,18 +444,14 @@ impl State {
             .filter(|(_, load)| **load < self.limits.ports_per_worker)
             .min_by_key(|(worker, load)| (**load, *worker))
             .map(|(worker, _)| worker)
-            .ok_or(StateError::NoRoom {
-                ports: self.pods.len(),
-            })
+            .ok_or(StateError::NoRoom { ports: self.pods.len() })
     }
 
     /// A walk over the slots in use: hundreds of pods per node, and only at ADD.
     fn lowest_free_slot(&self) -> Result<u32, StateError> {
         (0..self.limits.slots)
             .find(|slot| !self.by_slot.contains_key(slot) && !self.held_slots.contains(slot))
-            .ok_or(StateError::NoRoom {
-                ports: self.pods.len(),
-            })
+            .ok_or(StateError::NoRoom { ports: self.pods.len() })
     }
 
     fn insert(&mut self, record: PodRecord) {
@@ -480,8 +459,7 @@ impl State {
         for PodAddress { address, .. } in &record.addresses {
             self.by_address.insert(*address, attachment.clone());
         }
-        self.by_host_ifname
-            .insert(record.host_ifname.clone(), attachment.clone());
+        self.by_host_ifname.insert(record.host_ifname.clone(), attachment.clone());
         self.by_slot.insert(record.slot, attachment.clone());
         self.loads[usize::from(record.worker)] += 1;
         self.pods.insert(attachment.clone(), record);

@@ -166,11 +166,7 @@ impl Workers {
     }
 
     /// Connects the workers with each other and starts their threads.
-    fn raise(
-        &mut self,
-        foundations: Vec<Foundation>,
-        cores: &[usize],
-    ) -> Result<(), WorkersError> {
+    fn raise(&mut self, foundations: Vec<Foundation>, cores: &[usize]) -> Result<(), WorkersError> {
         let count = foundations.len();
         let ends: Vec<_> =
             foundations.iter().map(|f| (f.pool.area().clone(), f.bell.clone())).collect();
@@ -382,8 +378,8 @@ impl Foundation {
     ) -> Result<Foundation, WorkersError> {
         let worker = queue.queue as u16;
         let start = |source| WorkersError::Start { worker, source };
-        let area = Area::map(frames)
-            .map_err(|source| WorkersError::Memory { worker, frames, source })?;
+        let area =
+            Area::map(frames).map_err(|source| WorkersError::Memory { worker, frames, source })?;
         let area = Arc::new(area);
         let mut pool = FramePool::new(area.clone());
         let is_node = worker == 0;

@@ -105,11 +105,11 @@ impl Node {
         let (netns, outside) = (Namespace::new(), Namespace::new());
         let inner = outside.visit(|| File::open("/proc/thread-self/ns/net").expect("open"));
         let path = format!("/proc/{}/fd/{}", std::process::id(), fd_number(&inner));
-        netns.run("ip link set lo up");
         netns.run(&format!("ip link add up0 type veth peer name up0 netns {path}"));
         for (netns, own, other) in [(&netns, NODE, OUTSIDE), (&outside, OUTSIDE, NODE)] {
             netns.run("ip link set up0 addrgenmode none");
             netns.run("ip link set up0 up");
+            netns.run("ip link set lo up");
             netns.run(&format!("ip address add {}/24 dev up0", own[0]));
             netns.run(&format!("ip address add {}/64 dev up0 nodad", own[1]));
             // Not left to the kernel, which would take a second to be sure that it is unique.
@@ -117,9 +117,13 @@ impl Node {
             netns.run(&format!("ip route add default via {}", other[0]));
             netns.run(&format!("ip -6 route add default via {}", other[1]));
         }
-        for netns in [&netns, &outside] {
+        for (netns, own) in [(&netns, NODE), (&outside, OUTSIDE)] {
             let mut netlink = netns.visit(Netlink::open).expect("open");
             netlink.await_operation("up0").expect("the uplink works");
+            for address in [own[1].to_owned(), format!("fe80::{}", &own[1][10..])] {
+                let address = address.parse().expect("address");
+                netlink.await_local(address).expect("the address is in use");
+            }
         }
         Node { netns, outside, log: SysctlLog::in_memory() }
     }
@@ -200,14 +204,15 @@ fn the_first_packet_after_attach_arrives() {
     for number in 1..=60 {
         let pod = Pod::new(number);
         node.attach(&pod);
-        // UDP, so nothing is sent twice.
-        let sender = node.netns.visit(|| UdpSocket::bind("0.0.0.0:0")).expect("bind");
-        let receiver = pod.netns.visit(|| UdpSocket::bind((pod.addresses[0], 0))).expect("bind");
-        receiver.set_read_timeout(Some(kernel::DEADLINE)).expect("set the deadline");
-        sender.send_to(b"first", receiver.local_addr().expect("address")).expect("send");
-        let mut buffer = [0; 16];
-        let result = receiver.recv_from(&mut buffer);
-        assert_eq!(result.unwrap_or_else(|error| panic!("pod {number}: {error}")).0, 5);
+        for (any, to) in ["0.0.0.0:0", "[::]:0"].into_iter().zip(&pod.addresses) {
+            // UDP, so nothing is sent twice.
+            let sender = node.netns.visit(|| UdpSocket::bind(any)).expect("bind");
+            let receiver = pod.netns.visit(|| UdpSocket::bind((*to, 0))).expect("bind");
+            receiver.set_read_timeout(Some(kernel::DEADLINE)).expect("set the deadline");
+            sender.send_to(b"first", receiver.local_addr().expect("address")).expect("send");
+            let result = receiver.recv_from(&mut [0; 16]);
+            assert_eq!(result.unwrap_or_else(|error| panic!("to {to}: {error}")).0, 5);
+        }
     }
 }
 

@@ -58,9 +58,7 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        let _ = Command::new("ip")
-            .args(["netns", "del", &self.name])
-            .status();
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
     }
 }
 
@@ -74,10 +72,7 @@ fn run(command: &mut Command) -> String {
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !condition() {
-        assert!(
-            Instant::now() < deadline,
-            "{what} did not come true in {DEADLINE:?}"
-        );
+        assert!(Instant::now() < deadline, "{what} did not come true in {DEADLINE:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -106,30 +101,19 @@ fn listed(namespace: &Namespace, kind: &str) -> Vec<Value> {
     let text = namespace.shell("nft -j -s list table inet viaduct");
     let all: Value = serde_json::from_str(&text).unwrap();
     let objects = all["nftables"].as_array().unwrap();
-    objects
-        .iter()
-        .filter_map(|object| object.get(kind).cloned())
-        .collect()
+    objects.iter().filter_map(|object| object.get(kind).cloned()).collect()
 }
 
 fn elements(namespace: &Namespace, set: &str) -> Value {
     let sets = listed(namespace, "set");
-    sets.into_iter()
-        .find(|listed| listed["name"] == set)
-        .unwrap()["elem"]
-        .take()
+    sets.into_iter().find(|listed| listed["name"] == set).unwrap()["elem"].take()
 }
 
 fn has_element(namespace: &Namespace, set: &str, address: &str) -> bool {
     namespace.inside(|| {
         let element = format!("{{ {address} }}");
         let arguments = ["get", "element", "inet", "viaduct", set, &element];
-        Command::new("nft")
-            .args(arguments)
-            .output()
-            .unwrap()
-            .status
-            .success()
+        Command::new("nft").args(arguments).output().unwrap().status.success()
     })
 }
 
@@ -155,34 +139,15 @@ fn the_kernel_lists_what_was_asked_for() {
     let namespace = Namespace::new("list");
     namespace.inside(|| NftTable::open().unwrap().ensure(&usual_config()).unwrap());
 
-    assert_eq!(
-        elements(&namespace, "pods4"),
-        json!([prefix("10.244.1.0", 24)])
-    );
-    assert_eq!(
-        elements(&namespace, "direct4"),
-        json!([prefix("10.244.0.0", 16)])
-    );
-    assert_eq!(
-        elements(&namespace, "pods6"),
-        json!([prefix("fd00:10:244:1::", 64)])
-    );
-    assert_eq!(
-        elements(&namespace, "direct6"),
-        json!([prefix("fd00:10:244::", 48)])
-    );
+    assert_eq!(elements(&namespace, "pods4"), json!([prefix("10.244.1.0", 24)]));
+    assert_eq!(elements(&namespace, "direct4"), json!([prefix("10.244.0.0", 16)]));
+    assert_eq!(elements(&namespace, "pods6"), json!([prefix("fd00:10:244:1::", 64)]));
+    assert_eq!(elements(&namespace, "direct6"), json!([prefix("fd00:10:244::", 48)]));
 
     let chains = listed(&namespace, "chain");
     let hooks: Vec<_> = chains
         .iter()
-        .map(|chain| {
-            (
-                &chain["name"],
-                &chain["type"],
-                &chain["prio"],
-                &chain["policy"],
-            )
-        })
+        .map(|chain| (&chain["name"], &chain["type"], &chain["prio"], &chain["policy"]))
         .collect();
     let (pre, post) = (json!("prerouting"), json!("postrouting"));
     let accept = json!("accept");
@@ -203,10 +168,7 @@ fn the_rules_are_those_of_the_design() {
     let namespace = Namespace::new("rules");
     namespace.inside(|| NftTable::open().unwrap().ensure(&usual_config()).unwrap());
     let rules = listed(&namespace, "rule");
-    let found: Vec<_> = rules
-        .iter()
-        .map(|rule| (&rule["chain"], &rule["expr"]))
-        .collect();
+    let found: Vec<_> = rules.iter().map(|rule| (&rule["chain"], &rule["expr"])).collect();
     let meta = |key: &str| json!({"meta": {"key": key}});
     let untrack = json!([equals(meta("iifname"), "viaduct1"), {"notrack": null}]);
     let (pre, post) = (json!("prerouting"), json!("postrouting"));
@@ -218,71 +180,39 @@ fn the_rules_are_those_of_the_design() {
         let elsewhere = differs(address(protocol, "daddr"), direct);
         let outwards = differs(meta("oifname"), "viaduct0");
         let (counter, masquerade) = (json!({"counter": null}), json!({"masquerade": null}));
-        expected.push((
-            post.clone(),
-            json!([from_pods, translated, counter, masquerade]),
-        ));
-        expected.push((
-            post.clone(),
-            json!([from_pods, elsewhere, outwards, counter, masquerade]),
-        ));
+        expected.push((post.clone(), json!([from_pods, translated, counter, masquerade])));
+        expected.push((post.clone(), json!([from_pods, elsewhere, outwards, counter, masquerade])));
     }
     let expected: Vec<_> = expected.iter().map(|(chain, rule)| (chain, rule)).collect();
     assert_eq!(found, expected);
-    assert!(
-        rules.iter().all(|rule| rule["comment"].is_string()),
-        "{rules:?}"
-    );
+    assert!(rules.iter().all(|rule| rule["comment"].is_string()), "{rules:?}");
 }
 
 #[test]
 #[ignore = "needs root"]
 fn overlapping_adjacent_and_extreme_prefixes_make_sets() {
     let namespace = Namespace::new("sets");
-    let pods = [
-        "10.0.1.0/24",
-        "10.0.2.0/24",
-        "10.0.1.128/25",
-        "10.0.1.0/24",
-        "::/0",
-    ];
-    let mut config = config(
-        &pods,
-        &["0.0.0.0/1", "128.0.0.0/1", "fd00::/8", "ffff::/16"],
-    );
+    let pods = ["10.0.1.0/24", "10.0.2.0/24", "10.0.1.128/25", "10.0.1.0/24", "::/0"];
+    let mut config = config(&pods, &["0.0.0.0/1", "128.0.0.0/1", "fd00::/8", "ffff::/16"]);
     config.kernel = vec!["192.0.2.0/24".parse().unwrap()];
     let mut table = namespace.inside(|| NftTable::open().unwrap());
     table.ensure(&config).unwrap();
 
     for (set, inside, outside) in [
-        (
-            "pods4",
-            vec!["10.0.1.0", "10.0.1.200", "10.0.2.255"],
-            vec!["10.0.0.255", "10.0.3.0"],
-        ),
+        ("pods4", vec!["10.0.1.0", "10.0.1.200", "10.0.2.255"], vec!["10.0.0.255", "10.0.3.0"]),
         ("pods6", vec!["::", "fd00::1", "ffff:ffff::"], vec![]),
         (
             "direct4",
             vec!["0.0.0.0", "192.0.1.255", "192.0.3.0", "255.255.255.255"],
             vec!["192.0.2.0", "192.0.2.255"],
         ),
-        (
-            "direct6",
-            vec!["fd00::", "fdff::1", "ffff::1"],
-            vec!["fc00::", "fe00::", "fffe::"],
-        ),
+        ("direct6", vec!["fd00::", "fdff::1", "ffff::1"], vec!["fc00::", "fe00::", "fffe::"]),
     ] {
         for address in inside {
-            assert!(
-                has_element(&namespace, set, address),
-                "{address} should be in {set}"
-            );
+            assert!(has_element(&namespace, set, address), "{address} should be in {set}");
         }
         for address in outside {
-            assert!(
-                !has_element(&namespace, set, address),
-                "{address} should not be in {set}"
-            );
+            assert!(!has_element(&namespace, set, address), "{address} should not be in {set}");
         }
     }
     config.pod_cidrs.clear();
@@ -342,10 +272,7 @@ fn ensure_replaces_what_strangers_left_in_our_table() {
     );
     namespace.inside(|| NftTable::open().unwrap().ensure(&usual_config()).unwrap());
     assert_eq!(listed(&namespace, "chain").len(), 2);
-    assert_eq!(
-        elements(&namespace, "pods4"),
-        json!([prefix("10.244.1.0", 24)])
-    );
+    assert_eq!(elements(&namespace, "pods4"), json!([prefix("10.244.1.0", 24)]));
 }
 
 #[test]
@@ -357,18 +284,10 @@ fn an_impossible_interface_name_changes_nothing() {
         let mut config = usual_config();
         config.node_port = name;
         let error = table.ensure(&config).unwrap_err();
-        assert!(
-            error.to_string().contains("is no interface name"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("is no interface name"), "{error}");
     }
     assert!(!table.present().unwrap());
-    table
-        .ensure(&NftConfig {
-            node_port: "fifteen-letters",
-            ..usual_config()
-        })
-        .unwrap();
+    table.ensure(&NftConfig { node_port: "fifteen-letters", ..usual_config() }).unwrap();
 }
 
 // ------------------------------------------------------------------------------- the monitor
@@ -393,10 +312,7 @@ fn what_others_do_to_our_table_is_noticed_and_mended() {
     table.ensure(&usual_config()).unwrap();
     let intact = namespace.shell("nft -s list table inet viaduct");
     assert!(readable(&monitor, DEADLINE));
-    assert!(
-        !monitor.changed().unwrap(),
-        "our own change was taken for another's"
-    );
+    assert!(!monitor.changed().unwrap(), "our own change was taken for another's");
 
     for change in [
         "nft flush ruleset",
@@ -410,11 +326,7 @@ fn what_others_do_to_our_table_is_noticed_and_mended() {
         assert!(monitor.changed().unwrap(), "{change} was not noticed");
         table.ensure(&usual_config()).unwrap();
         assert!(!monitor.changed().unwrap());
-        assert_eq!(
-            namespace.shell("nft -s list table inet viaduct"),
-            intact,
-            "after {change}"
-        );
+        assert_eq!(namespace.shell("nft -s list table inet viaduct"), intact, "after {change}");
     }
 }
 
@@ -516,14 +428,7 @@ impl Network {
         });
         let mut table = node.inside(|| NftTable::open().unwrap());
         table.ensure(&usual_config()).unwrap();
-        let network = Network {
-            node,
-            pod_a,
-            pod_b,
-            outside,
-            table,
-            worker: alive,
-        };
+        let network = Network { node, pod_a, pod_b, outside, table, worker: alive };
         for (side, address) in NODE.iter().enumerate() {
             for pod in [&network.pod_a, &network.pod_b] {
                 wait_until("pod reaches node", || {
@@ -564,11 +469,7 @@ impl Network {
             let server = (server.0, server.1[side], POD_PORT);
             let tcp = connect(Transport::Tcp, from, target, server)?;
             let udp = connect(Transport::Udp, from, target, server)?;
-            if tcp == udp {
-                Ok(tcp.to_string())
-            } else {
-                Err(format!("{tcp} but {udp}"))
-            }
+            if tcp == udp { Ok(tcp.to_string()) } else { Err(format!("{tcp} but {udp}")) }
         })
     }
 }
@@ -653,10 +554,7 @@ const FALLBACK_SCRIPT: &str = "
 
 /// Joins a pod to the namespace where its host end lives.
 fn attach(home: &Namespace, host_end: &str, pod: &Namespace, [v4, v6]: [&str; 2]) {
-    home.shell(&format!(
-        "ip link add {host_end} type veth peer name eth0 netns {}",
-        pod.name
-    ));
+    home.shell(&format!("ip link add {host_end} type veth peer name eth0 netns {}", pod.name));
     home.shell(&host_end_script(host_end));
     pod.shell(&format!(
         "ip link set eth0 up
@@ -709,11 +607,7 @@ fn exchange_datagrams(
 ) -> io::Result<IpAddr> {
     let target = SocketAddr::new(target.0.parse().unwrap(), target.1);
     let server = to.inside(|| UdpSocket::bind((address, port)))?;
-    let any = if target.is_ipv4() {
-        "0.0.0.0:0"
-    } else {
-        "[::]:0"
-    };
+    let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let client = from.inside(|| UdpSocket::bind(any))?;
     client.connect(target)?;
     client.set_read_timeout(Some(PATIENCE))?;
@@ -749,13 +643,7 @@ fn seen(addresses: [&str; 2]) -> [Result<String, String>; 2] {
 
 fn plain_traffic_is_translated_only_where_it_leaves_the_pod_network(worker: Worker) {
     let network = Network::new(worker);
-    let Network {
-        node,
-        pod_a,
-        pod_b,
-        outside,
-        ..
-    } = &network;
+    let Network { node, pod_a, pod_b, outside, .. } = &network;
     let to_pod_b = ((POD_B, POD_PORT), (pod_b, POD_B));
     let to_outside = ((OUTSIDE, POD_PORT), (outside, OUTSIDE));
     let to_remote = ((REMOTE, POD_PORT), (outside, REMOTE));
@@ -789,19 +677,8 @@ fn without_a_worker_the_same_addresses_are_kept() {
 #[ignore = "needs root"]
 fn without_masquerade_pods_leave_with_their_own_address() {
     let mut network = Network::new(Worker::Alive);
-    network
-        .table
-        .ensure(&NftConfig {
-            masquerade: false,
-            ..usual_config()
-        })
-        .unwrap();
-    let Network {
-        pod_a,
-        pod_b,
-        outside,
-        ..
-    } = &network;
+    network.table.ensure(&NftConfig { masquerade: false, ..usual_config() }).unwrap();
+    let Network { pod_a, pod_b, outside, .. } = &network;
     let plain = network.sources(pod_a, (OUTSIDE, POD_PORT), (outside, OUTSIDE));
     assert_eq!(plain, seen(POD_A));
     let service = network.sources(pod_a, (SERVICE, SERVICE_PORT), (pod_b, POD_B));
@@ -810,13 +687,7 @@ fn without_masquerade_pods_leave_with_their_own_address() {
 
 fn services_work(worker: Worker) {
     let network = Network::new(worker);
-    let Network {
-        node,
-        pod_a,
-        pod_b,
-        outside,
-        ..
-    } = &network;
+    let Network { node, pod_a, pod_b, outside, .. } = &network;
     for (from, target, source) in [
         (pod_a, (SERVICE, SERVICE_PORT), NODE),
         (pod_b, (SERVICE, SERVICE_PORT), NODE),
@@ -847,23 +718,14 @@ fn open_connections_outlive_the_worker() {
     let mut network = Network::new(Worker::Alive);
     let mut streams = Vec::new();
     for side in [0, 1] {
-        let Network {
-            pod_a,
-            pod_b,
-            outside,
-            ..
-        } = &network;
+        let Network { pod_a, pod_b, outside, .. } = &network;
         let backend = (pod_b, POD_B[side], POD_PORT);
         for (from, target, server) in [
             (pod_a, (SERVICE[side], SERVICE_PORT), backend),
             (pod_b, (SERVICE[side], SERVICE_PORT), backend),
             (pod_a, (POD_B[side], POD_PORT), backend),
             (outside, (NODE[side], NODE_PORT), backend),
-            (
-                pod_a,
-                (OUTSIDE[side], POD_PORT),
-                (outside, OUTSIDE[side], POD_PORT),
-            ),
+            (pod_a, (OUTSIDE[side], POD_PORT), (outside, OUTSIDE[side], POD_PORT)),
         ] {
             let mut stream = open_stream(from, target, server).unwrap();
             exchange(&mut stream, PATIENCE).unwrap();
@@ -888,9 +750,7 @@ fn a_service_breaks_without_the_chain_that_mends_it() {
             let target = (SERVICE[side], SERVICE_PORT);
             connect(Transport::Tcp, &network.pod_a, target, server)
         };
-        network
-            .node
-            .shell(&format!("nft flush chain inet viaduct {chain}"));
+        network.node.shell(&format!("nft flush chain inet viaduct {chain}"));
         for side in [0, 1] {
             let broken = reach(&network, side);
             assert!(broken.is_err(), "{worker:?} without {chain}: {broken:?}");

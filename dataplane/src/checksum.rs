@@ -28,25 +28,15 @@ impl Sum {
         let piece = sum_words(bytes);
         // A piece that begins in the middle of a word has all its bytes in the wrong half;
         // swapping its folded sum moves every one of them (RFC 1071 §2 B).
-        let piece = if self.odd {
-            u64::from(fold(piece).swap_bytes())
-        } else {
-            piece
-        };
+        let piece = if self.odd { u64::from(fold(piece).swap_bytes()) } else { piece };
         let odd = self.odd ^ (bytes.len() % 2 == 1);
-        Sum {
-            words: add_with_carry(self.words, piece),
-            odd,
-        }
+        Sum { words: add_with_carry(self.words, piece), odd }
     }
 
     /// Adds one whole word, wherever the bytes added before have ended.
     #[must_use]
     pub fn add_word(self, word: u16) -> Sum {
-        Sum {
-            words: add_with_carry(self.words, u64::from(word.to_be())),
-            odd: self.odd,
-        }
+        Sum { words: add_with_carry(self.words, u64::from(word.to_be())), odd: self.odd }
     }
 
     /// The sum as 16 bits, not complemented: the value of a partial checksum field.
@@ -69,11 +59,7 @@ impl Sum {
 /// L4 header and its payload.
 #[must_use]
 pub fn pseudo_header_v4(src: [u8; 4], dst: [u8; 4], protocol: u8, l4_bytes: u16) -> Sum {
-    Sum::default()
-        .add_bytes(&src)
-        .add_bytes(&dst)
-        .add_word(u16::from(protocol))
-        .add_word(l4_bytes)
+    Sum::default().add_bytes(&src).add_bytes(&dst).add_word(u16::from(protocol)).add_word(l4_bytes)
 }
 
 /// The sum of the IPv6 pseudo-header (RFC 8200 §8.1). `dst` is the final destination, `protocol`

@@ -211,7 +211,9 @@ mod tests {
         for (index, (reason, name, sentence)) in TABLE.iter().enumerate() {
             assert_eq!(*reason as usize, index, "{name} is out of order");
             assert!(names.insert(name), "{name} stands twice");
-            assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'));
+            assert!(
+                name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+            );
             assert!(!sentence.is_empty() && !sentence.ends_with('.'));
         }
     }

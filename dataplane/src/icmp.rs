@@ -189,9 +189,7 @@ fn may_answer_v6(header: &[u8; IPV6_BYTES], datagram: &[u8], multicast_allowed: 
     match upper_layer(datagram, header[6]) {
         Some((PROTOCOL_ICMPV6, offset)) => {
             // From 128 on a message is informational (RFC 4443 §2.1); 137 is the redirect.
-            datagram
-                .get(offset)
-                .is_some_and(|&kind| kind >= 128 && kind != 137)
+            datagram.get(offset).is_some_and(|&kind| kind >= 128 && kind != 137)
         }
         Some(_) => true,
         None => false,
@@ -247,20 +245,12 @@ pub fn build(
     match envelope.source {
         IpAddr::V4(source) => {
             let offending = header::<IPV4_BYTES>(datagram, 4).ok_or(IcmpError::SourceFamily)?;
-            let error = ErrorV4 {
-                kind,
-                offending,
-                source: source.octets(),
-            };
+            let error = ErrorV4 { kind, offending, source: source.octets() };
             error.write(datagram, envelope, out)
         }
         IpAddr::V6(source) => {
             let offending = header::<IPV6_BYTES>(datagram, 6).ok_or(IcmpError::SourceFamily)?;
-            let error = ErrorV6 {
-                kind,
-                offending,
-                source: source.octets(),
-            };
+            let error = ErrorV6 { kind, offending, source: source.octets() };
             error.write(datagram, envelope, out)
         }
     }
@@ -268,9 +258,7 @@ pub fn build(
 
 /// The fixed part of the IP header of `datagram`, if it is of this version.
 fn header<const BYTES: usize>(datagram: &[u8], version: u8) -> Option<&[u8; BYTES]> {
-    datagram
-        .first_chunk()
-        .filter(|_| datagram.first().is_some_and(|first| first >> 4 == version))
+    datagram.first_chunk().filter(|_| datagram.first().is_some_and(|first| first >> 4 == version))
 }
 
 struct ErrorV4<'a> {
@@ -290,10 +278,7 @@ impl ErrorV4<'_> {
         let quote = truncated(datagram, total_bytes_v4(self.offending).min(quote_max));
         let message = message(self.kind.message_v4(), Sum::default(), quote);
         let ip = self.ip_header(IPV4_BYTES + ICMP_BYTES + quote.len());
-        concatenate(
-            out,
-            &[&ethernet(envelope, ETHERTYPE_IPV4), &ip, &message, quote],
-        )
+        concatenate(out, &[&ethernet(envelope, ETHERTYPE_IPV4), &ip, &message, quote])
     }
 
     fn ip_header(&self, total_bytes: usize) -> [u8; IPV4_BYTES] {
@@ -347,10 +332,7 @@ impl ErrorV6<'_> {
             .add_word(message_bytes)
             .add_word(u16::from(PROTOCOL_ICMPV6));
         let message = message(self.kind.message_v6(), pseudo_header, quote);
-        concatenate(
-            out,
-            &[&ethernet(envelope, ETHERTYPE_IPV6), &ip, &message, quote],
-        )
+        concatenate(out, &[&ethernet(envelope, ETHERTYPE_IPV6), &ip, &message, quote])
     }
 }
 
@@ -362,10 +344,7 @@ fn message(
 ) -> [u8; ICMP_BYTES] {
     let mut message = [kind, code, 0, 0, 0, 0, 0, 0];
     message[4..8].copy_from_slice(&rest.to_be_bytes());
-    let check = pseudo_header
-        .add_bytes(&message)
-        .add_bytes(quote)
-        .checksum();
+    let check = pseudo_header.add_bytes(&message).add_bytes(quote).checksum();
     message[2..4].copy_from_slice(&check.to_be_bytes());
     message
 }
@@ -395,9 +374,7 @@ fn truncated(bytes: &[u8], length: usize) -> &[u8] {
 /// Writes `pieces` one after another at the start of `out`; returns their length together.
 fn concatenate(out: &mut [u8], pieces: &[&[u8]]) -> Result<usize, IcmpError> {
     let (need, have) = (pieces.iter().map(|piece| piece.len()).sum(), out.len());
-    let mut rest = out
-        .get_mut(..need)
-        .ok_or(IcmpError::NoRoom { need, have })?;
+    let mut rest = out.get_mut(..need).ok_or(IcmpError::NoRoom { need, have })?;
     for piece in pieces {
         let (place, after) = rest.split_at_mut(piece.len());
         place.copy_from_slice(piece);

@@ -112,9 +112,7 @@ pub fn answer_arp(
     gateway_mac: [u8; 6],
     out: &mut [u8],
 ) -> Result<usize, NeighborDrop> {
-    let packet = packet
-        .first_chunk::<ARP_BYTES>()
-        .ok_or(NeighborDrop::TooShort)?;
+    let packet = packet.first_chunk::<ARP_BYTES>().ok_or(NeighborDrop::TooShort)?;
     if packet[12..14] != ETHERTYPE_ARP || packet[14..20] != ARP_ETHERNET_IPV4 {
         return Err(NeighborDrop::NotNeighbor);
     }
@@ -132,14 +130,8 @@ pub fn answer_arp(
     if packet[38..42] != GATEWAY_V4.octets() {
         return Err(NeighborDrop::NotGateway);
     }
-    let from = ArpEnd {
-        mac: gateway_mac,
-        address: GATEWAY_V4,
-    };
-    let to = ArpEnd {
-        mac: pod.mac,
-        address: sender,
-    };
+    let from = ArpEnd { mac: gateway_mac, address: GATEWAY_V4 };
+    let to = ArpEnd { mac: pod.mac, address: sender };
     write(out, &arp(ARP_REPLY, pod.mac, from, to))
 }
 
@@ -161,9 +153,8 @@ pub fn answer_nd(
     gateway_mac: [u8; 6],
     out: &mut [u8],
 ) -> Result<usize, NeighborDrop> {
-    let (ethernet, ip) = packet
-        .split_first_chunk::<ETHERNET_BYTES>()
-        .ok_or(NeighborDrop::TooShort)?;
+    let (ethernet, ip) =
+        packet.split_first_chunk::<ETHERNET_BYTES>().ok_or(NeighborDrop::TooShort)?;
     if ethernet[12..14] != ETHERTYPE_IPV6 {
         return Err(NeighborDrop::NotNeighbor);
     }
@@ -185,10 +176,7 @@ pub fn answer_nd(
 /// one's own address, which both old and new hosts understand).
 #[must_use]
 pub fn gratuitous_arp(mac: [u8; 6], address: Ipv4Addr) -> [u8; ARP_BYTES] {
-    let to = ArpEnd {
-        mac: [0; 6],
-        address,
-    };
+    let to = ArpEnd { mac: [0; 6], address };
     arp(ARP_REQUEST, BROADCAST_MAC, ArpEnd { mac, address }, to)
 }
 
@@ -228,22 +216,16 @@ fn arp(operation: [u8; 2], dst_mac: [u8; 6], from: ArpEnd, to: ArpEnd) -> [u8; A
 
 /// Checks an IPv6 packet from a pod and returns who asks for the gateway.
 fn check_solicitation(ip: &[u8], pod: &PodIdentity<'_>) -> Result<Ipv6Addr, NeighborDrop> {
-    let (header, rest) = ip
-        .split_first_chunk::<IPV6_BYTES>()
-        .ok_or(NeighborDrop::TooShort)?;
+    let (header, rest) = ip.split_first_chunk::<IPV6_BYTES>().ok_or(NeighborDrop::TooShort)?;
     if header[0] >> 4 != 6 || header[6] != PROTOCOL_ICMPV6 {
         return Err(NeighborDrop::NotNeighbor);
     }
     let payload_bytes = u16::from_be_bytes([header[4], header[5]]);
-    let message = rest
-        .get(..usize::from(payload_bytes))
-        .ok_or(NeighborDrop::TooShort)?;
+    let message = rest.get(..usize::from(payload_bytes)).ok_or(NeighborDrop::TooShort)?;
     if message.first().is_some_and(|&kind| kind != SOLICITATION) {
         return Err(NeighborDrop::NotRequest);
     }
-    let (fixed, options) = message
-        .split_first_chunk::<ND_BYTES>()
-        .ok_or(NeighborDrop::TooShort)?;
+    let (fixed, options) = message.split_first_chunk::<ND_BYTES>().ok_or(NeighborDrop::TooShort)?;
     if header[7] != HOP_LIMIT {
         return Err(NeighborDrop::HopLimit);
     }
@@ -282,13 +264,9 @@ fn check_solicitation(ip: &[u8], pod: &PodIdentity<'_>) -> Result<Ipv6Addr, Neig
 /// skipped, as the RFC wants.
 fn check_options(mut options: &[u8], pod_mac: [u8; 6]) -> Result<(), NeighborDrop> {
     while let Some((&kind, rest)) = options.split_first() {
-        let units = rest
-            .first()
-            .filter(|&&units| units > 0)
-            .ok_or(NeighborDrop::Option)?;
-        let (option, after) = options
-            .split_at_checked(usize::from(*units) * 8)
-            .ok_or(NeighborDrop::Option)?;
+        let units = rest.first().filter(|&&units| units > 0).ok_or(NeighborDrop::Option)?;
+        let (option, after) =
+            options.split_at_checked(usize::from(*units) * 8).ok_or(NeighborDrop::Option)?;
         if kind == OPTION_SOURCE_LINK_ADDRESS && option[2..] != pod_mac {
             return Err(NeighborDrop::SpoofedSender);
         }

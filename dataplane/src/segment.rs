@@ -152,20 +152,12 @@ impl Segmenter {
     /// See [`SegmentError`]. How many segments are too many is the caller's to say:
     /// [`Segmenter::segments`].
     pub fn new(packet: SuperPacket<'_>) -> Result<Segmenter, SegmentError> {
-        let SuperPacket {
-            header,
-            l3_offset,
-            l4_offset,
-            gso_size,
-            payload_bytes,
-        } = packet;
+        let SuperPacket { header, l3_offset, l4_offset, gso_size, payload_bytes } = packet;
         if gso_size == 0 {
             return Err(SegmentError::ZeroSize);
         }
         let l3 = header.get(l3_offset..).ok_or(SegmentError::TooShort)?;
-        let l4_from_l3 = l4_offset
-            .checked_sub(l3_offset)
-            .ok_or(SegmentError::Layout)?;
+        let l4_from_l3 = l4_offset.checked_sub(l3_offset).ok_or(SegmentError::Layout)?;
         let ip = match l3.first().ok_or(SegmentError::TooShort)? >> 4 {
             4 => ip_v4(l3, l4_from_l3)?,
             6 => ip_v6(l3, l4_from_l3)?,
@@ -176,19 +168,12 @@ impl Segmenter {
 
         let header_bytes = l4_offset + l4.bytes;
         let source = header.get(..header_bytes).ok_or(SegmentError::TooShort)?;
-        let l3_bytes = l4_from_l3
-            .saturating_add(l4.bytes)
-            .saturating_add(payload_bytes);
+        let l3_bytes = l4_from_l3.saturating_add(l4.bytes).saturating_add(payload_bytes);
         if ip.total_bytes != l3_bytes {
-            return Err(SegmentError::Length {
-                field: ip.total_bytes,
-                actual: l3_bytes,
-            });
+            return Err(SegmentError::Length { field: ip.total_bytes, actual: l3_bytes });
         }
         let mut copy = [0; HEADER_BYTES_MAX];
-        copy.get_mut(..header_bytes)
-            .ok_or(SegmentError::HeaderTooLong)?
-            .copy_from_slice(source);
+        copy.get_mut(..header_bytes).ok_or(SegmentError::HeaderTooLong)?.copy_from_slice(source);
         Ok(Segmenter {
             header: copy,
             header_bytes,
@@ -257,11 +242,7 @@ impl Segmenter {
         let l3_bytes = self.header_bytes - self.l3_offset + segment.payload_bytes;
         self.write_network(&mut out[self.l3_offset..], l3_bytes);
         let l4_bytes = (self.header_bytes - self.l4_offset + segment.payload_bytes) as u16;
-        self.write_transport(
-            &mut out[self.l4_offset..],
-            l4_bytes,
-            left == segment.payload_bytes,
-        );
+        self.write_transport(&mut out[self.l4_offset..], l4_bytes, left == segment.payload_bytes);
         self.payload_offset += segment.payload_bytes;
         self.segments_made += 1;
         Ok(Some(segment))
@@ -294,16 +275,12 @@ impl Segmenter {
 
     fn room<'o>(&self, out: &'o mut [u8]) -> Result<&'o mut [u8], SegmentError> {
         let (need, have) = (self.header_bytes, out.len());
-        out.get_mut(..need)
-            .ok_or(SegmentError::NoRoom { need, have })
+        out.get_mut(..need).ok_or(SegmentError::NoRoom { need, have })
     }
 
     fn write_network(&self, ip: &mut [u8], l3_bytes: usize) {
         match self.network {
-            Network::V4 {
-                first_id,
-                header_sum,
-            } => {
+            Network::V4 { first_id, header_sum } => {
                 let length = l3_bytes as u16;
                 // Wraps after 65,535, as the field does.
                 let id = first_id.wrapping_add(self.segments_made as u16);
@@ -359,9 +336,7 @@ struct Ip {
 }
 
 fn ip_v4(l3: &[u8], l4_from_l3: usize) -> Result<Ip, SegmentError> {
-    let fixed = l3
-        .first_chunk::<IPV4_BYTES>()
-        .ok_or(SegmentError::TooShort)?;
+    let fixed = l3.first_chunk::<IPV4_BYTES>().ok_or(SegmentError::TooShort)?;
     let header_bytes = usize::from(fixed[0] & 0x0f) * 4;
     if header_bytes < IPV4_BYTES || header_bytes != l4_from_l3 {
         return Err(SegmentError::Layout);
@@ -370,9 +345,7 @@ fn ip_v4(l3: &[u8], l4_from_l3: usize) -> Result<Ip, SegmentError> {
     if u16::from_be_bytes([fixed[6], fixed[7]]) & 0x3fff != 0 {
         return Err(SegmentError::Fragment);
     }
-    let options = l3
-        .get(IPV4_BYTES..header_bytes)
-        .ok_or(SegmentError::TooShort)?;
+    let options = l3.get(IPV4_BYTES..header_bytes).ok_or(SegmentError::TooShort)?;
     let header_sum = Sum::default()
         .add_bytes(&fixed[..2])
         .add_bytes(&fixed[6..10])
@@ -380,30 +353,21 @@ fn ip_v4(l3: &[u8], l4_from_l3: usize) -> Result<Ip, SegmentError> {
         .add_bytes(options);
     let first_id = u16::from_be_bytes([fixed[4], fixed[5]]);
     Ok(Ip {
-        network: Network::V4 {
-            first_id,
-            header_sum,
-        },
+        network: Network::V4 { first_id, header_sum },
         protocol: fixed[9],
-        pseudo_header: Sum::default()
-            .add_bytes(&fixed[12..])
-            .add_word(u16::from(fixed[9])),
+        pseudo_header: Sum::default().add_bytes(&fixed[12..]).add_word(u16::from(fixed[9])),
         total_bytes: usize::from(u16::from_be_bytes([fixed[2], fixed[3]])),
     })
 }
 
 fn ip_v6(l3: &[u8], l4_from_l3: usize) -> Result<Ip, SegmentError> {
-    let fixed = l3
-        .first_chunk::<IPV6_BYTES>()
-        .ok_or(SegmentError::TooShort)?;
+    let fixed = l3.first_chunk::<IPV6_BYTES>().ok_or(SegmentError::TooShort)?;
     let mut protocol = fixed[6];
     let mut offset = IPV6_BYTES;
     // Ends: every header is at least 8 bytes long and the L4 offset is the bound.
     while offset < l4_from_l3 {
-        let &[next, units, _, segments_left] = l3
-            .get(offset..)
-            .and_then(<[u8]>::first_chunk)
-            .ok_or(SegmentError::TooShort)?;
+        let &[next, units, _, segments_left] =
+            l3.get(offset..).and_then(<[u8]>::first_chunk).ok_or(SegmentError::TooShort)?;
         // The pseudo-header has the final destination, which the fixed header has only once the
         // route has been walked (RFC 8200 §8.1).
         let routing_done = protocol == 43 && segments_left == 0;
@@ -421,9 +385,7 @@ fn ip_v6(l3: &[u8], l4_from_l3: usize) -> Result<Ip, SegmentError> {
     Ok(Ip {
         network: Network::V6,
         protocol,
-        pseudo_header: Sum::default()
-            .add_bytes(&fixed[8..])
-            .add_word(u16::from(protocol)),
+        pseudo_header: Sum::default().add_bytes(&fixed[8..]).add_word(u16::from(protocol)),
         total_bytes: IPV6_BYTES + usize::from(u16::from_be_bytes([fixed[4], fixed[5]])),
     })
 }
@@ -439,24 +401,16 @@ struct L4 {
 fn l4_header(protocol: u8, l4: &[u8], payload_bytes: usize) -> Result<L4, SegmentError> {
     match protocol {
         PROTOCOL_TCP => {
-            let fixed = l4
-                .first_chunk::<TCP_BYTES>()
-                .ok_or(SegmentError::TooShort)?;
+            let fixed = l4.first_chunk::<TCP_BYTES>().ok_or(SegmentError::TooShort)?;
             let bytes = usize::from(fixed[12] >> 4) * 4;
             if bytes < TCP_BYTES {
                 return Err(SegmentError::Layout);
             }
             let first_sequence = u32::from_be_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]);
-            Ok(L4 {
-                transport: Transport::Tcp { first_sequence },
-                bytes,
-                has_checksum: true,
-            })
+            Ok(L4 { transport: Transport::Tcp { first_sequence }, bytes, has_checksum: true })
         }
         PROTOCOL_UDP => {
-            let fixed = l4
-                .first_chunk::<UDP_BYTES>()
-                .ok_or(SegmentError::TooShort)?;
+            let fixed = l4.first_chunk::<UDP_BYTES>().ok_or(SegmentError::TooShort)?;
             let field = usize::from(u16::from_be_bytes([fixed[4], fixed[5]]));
             let actual = payload_bytes.saturating_add(UDP_BYTES);
             if field != actual {
@@ -465,11 +419,7 @@ fn l4_header(protocol: u8, l4: &[u8], payload_bytes: usize) -> Result<L4, Segmen
             // A partial sum is never 0, because the protocol number is in it: 0 is "none"
             // (RFC 768; RFC 6935 for IPv6).
             let has_checksum = fixed[6..] != [0, 0];
-            Ok(L4 {
-                transport: Transport::Udp,
-                bytes: UDP_BYTES,
-                has_checksum,
-            })
+            Ok(L4 { transport: Transport::Udp, bytes: UDP_BYTES, has_checksum })
         }
         other => Err(SegmentError::Protocol(other)),
     }

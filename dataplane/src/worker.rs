@@ -479,15 +479,13 @@ fn route<'a>(
     match (tables.route(headers.destination()), ingress.kind) {
         (Route::Local(port), _) => Ok(port),
         (Route::Node(port), PortKind::Pod) => Ok(port),
-        (Route::NoPod, _) => Err(Refusal {
-            reason: DropReason::NoPod,
-            error: Some(ErrorKind::HostUnreachable),
-        }),
+        (Route::NoPod, _) => {
+            Err(Refusal { reason: DropReason::NoPod, error: Some(ErrorKind::HostUnreachable) })
+        }
         (Route::Node(_), PortKind::Node) => Err(DropReason::NotOurs.into()),
-        (Route::Nowhere, _) => Err(Refusal {
-            reason: DropReason::NoRoute,
-            error: Some(ErrorKind::NetUnreachable),
-        }),
+        (Route::Nowhere, _) => {
+            Err(Refusal { reason: DropReason::NoRoute, error: Some(ErrorKind::NetUnreachable) })
+        }
     }
 }
 
@@ -510,4 +508,3 @@ fn check_hop_limit(
     }
     Ok(())
 }
-

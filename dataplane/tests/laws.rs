@@ -7,7 +7,7 @@ mod harness;
 
 use dataplane::port::PortId;
 use harness::packet::{Packet, packet};
-use harness::{A, B, C, CUSTOM, End, FAR_V4, FAR_V6, NODE, NOBODY_V4, Node, PLAIN, Setup};
+use harness::{A, B, C, CUSTOM, End, FAR_V4, FAR_V6, NOBODY_V4, NODE, Node, PLAIN, Setup};
 use proptest::prelude::*;
 
 const ENDS: [&End; 6] = [&NODE, &A, &B, &C, &CUSTOM, &PLAIN];
@@ -113,7 +113,8 @@ impl World {
                 self.node.inject(id(from), packet.build());
             }
             Event::Broken { from, to, v6, at, value, len } => {
-                let mut bytes = packet().from(ENDS[from]).to(ENDS[to]).family(v6).payload(99).build();
+                let mut bytes =
+                    packet().from(ENDS[from]).to(ENDS[to]).family(v6).payload(99).build();
                 if let Some(byte) = bytes.get_mut(at) {
                     *byte = value;
                 }

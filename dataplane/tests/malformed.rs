@@ -196,7 +196,13 @@ const KINDS: [Kind; 52] = [
         good(r, true).extension(number, &[0, 0xff, 1, 4, 0, 0, 0, 0]).build()
     }),
     ("authentication header beyond the packet", Ipv6BadExtension, |r| {
-        packet().from(&A).to(&B).ipv6().protocol(59).extension(51, &[0, r.within(1, 256) as u8, 0, 0, 0, 0, 0, 0]).build()
+        packet()
+            .from(&A)
+            .to(&B)
+            .ipv6()
+            .protocol(59)
+            .extension(51, &[0, r.within(1, 256) as u8, 0, 0, 0, 0, 0, 0])
+            .build()
     }),
     ("extension header of a byte", Ipv6BadExtension, |r| {
         let number = [0, 43, 44, 51, 60, 135][r.below(6)];

@@ -72,19 +72,13 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         let removed = Command::new("ip").args(["netns", "del", &self.0]).status();
         if !removed.is_ok_and(|status| status.success()) {
-            eprintln!(
-                "network namespace {} is left over: ip netns del {0}",
-                self.0
-            );
+            eprintln!("network namespace {} is left over: ip netns del {0}", self.0);
         }
     }
 }
 
 fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .expect("program starts");
+    let output = Command::new(program).args(arguments).output().expect("program starts");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {errors}");
 }
@@ -99,27 +93,14 @@ struct Kernel {
 impl Kernel {
     fn start(namespace: &Namespace) -> Kernel {
         let mut child = Command::new("ip")
-            .args([
-                "netns",
-                "exec",
-                &namespace.0,
-                "python3",
-                "-c",
-                INJECT,
-                "seg0",
-                "seg1",
-            ])
+            .args(["netns", "exec", &namespace.0, "python3", "-c", INJECT, "seg0", "seg1"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("python3 starts");
         let input = child.stdin.take().expect("piped");
         let output = BufReader::new(child.stdout.take().expect("piped"));
-        let mut kernel = Kernel {
-            child,
-            input,
-            output,
-        };
+        let mut kernel = Kernel { child, input, output };
         assert_eq!(kernel.line(), "ready");
         kernel
     }
@@ -223,34 +204,20 @@ impl Super {
             Family::V4 => ipv4(random, number, l4_bytes),
             Family::V6 => ipv6(random, number, l4_bytes),
         };
-        let ethertype: &[u8] = if family == Family::V4 {
-            &[0x08, 0]
-        } else {
-            &[0x86, 0xdd]
-        };
+        let ethertype: &[u8] = if family == Family::V4 { &[0x08, 0] } else { &[0x86, 0xdd] };
         let ethernet = [&[0x0a, 1, 2, 3, 4, 5, 0x0a, 9, 8, 7, 6, 5], ethertype].concat();
         let mut bytes = [ethernet, ip, l4_header].concat();
         let header_bytes = bytes.len();
         bytes.extend(random.bytes(payload_bytes));
         let l4_offset = bytes.len() - l4_bytes;
-        let mut packet = Super {
-            family,
-            protocol,
-            bytes,
-            l4_offset,
-            header_bytes,
-            gso_size: gso_size as u16,
-        };
+        let mut packet =
+            Super { family, protocol, bytes, l4_offset, header_bytes, gso_size: gso_size as u16 };
         packet.write_partial_checksum(number, l4_bytes);
         packet
     }
 
     fn checksum_offset(&self) -> usize {
-        if self.protocol == Protocol::Tcp {
-            16
-        } else {
-            6
-        }
+        if self.protocol == Protocol::Tcp { 16 } else { 6 }
     }
 
     fn write_partial_checksum(&mut self, number: u8, l4_bytes: usize) {
@@ -301,9 +268,7 @@ impl Super {
         while let Some(segment) = segmenter.next(&mut header).expect("room") {
             let payload = &payload[segment.payload_offset..][..segment.payload_bytes];
             if checksums == Checksums::Complete {
-                segmenter
-                    .finish_checksum(&mut header, payload.chunks(1001))
-                    .expect("room");
+                segmenter.finish_checksum(&mut header, payload.chunks(1001)).expect("room");
             }
             out.push([&header[..segment.header_bytes], payload].concat());
         }
@@ -330,11 +295,7 @@ fn udp(random: &mut Random, payload_bytes: usize) -> Vec<u8> {
 }
 
 fn ipv4(random: &mut Random, protocol: u8, l4_bytes: usize) -> Vec<u8> {
-    let options = if random.below(3) == 0 {
-        4 * random.below(11)
-    } else {
-        0
-    };
+    let options = if random.below(3) == 0 { 4 * random.below(11) } else { 0 };
     let mut header = random.bytes(20);
     header[0] = 0x40 | ((20 + options) / 4) as u8;
     header[2..4].copy_from_slice(&((20 + options + l4_bytes) as u16).to_be_bytes());
@@ -392,10 +353,7 @@ fn compare(namespace: &Namespace, checksums: Checksums) {
                 for (index, (theirs, ours)) in theirs.iter().zip(&ours).enumerate() {
                     assert_eq!(theirs.len(), ours.len(), "{what}, segment {index}");
                     let differs = (0..ours.len()).find(|&at| theirs[at] != ours[at]);
-                    assert_eq!(
-                        differs, None,
-                        "{what}, segment {index}: offset of a difference"
-                    );
+                    assert_eq!(differs, None, "{what}, segment {index}: offset of a difference");
                 }
                 compared += ours.len();
             }

@@ -1,8 +1,6 @@
 //! Programs that run beside a measurement. Dropping one ends it: no run leaves a process behind.
 
 use std::process::{Child, Command};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use e2e::netns::Namespace;
@@ -28,11 +26,6 @@ impl Running {
         Ok(Running { name, child })
     }
 
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Sends it a signal.
     ///
     /// # Errors
@@ -49,20 +42,6 @@ impl Running {
             bail!("{} ended: {status}", self.name);
         }
         Ok(())
-    }
-
-    /// Asks it to end, and waits at most `deadline`. Still running then, it is killed on drop.
-    pub fn end(&mut self, deadline: Duration) {
-        let end = Instant::now() + deadline;
-        if self.signal(Signal::TERM).is_err() {
-            return;
-        }
-        while Instant::now() < end {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
     }
 }
 

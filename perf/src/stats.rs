@@ -11,19 +11,15 @@ pub fn median(values: &[f64]) -> f64 {
     (sorted[last / 2] + sorted[last.div_ceil(2)]) / 2.0
 }
 
-/// The smallest value that at least `share` (0 to 1) of `values` do not exceed (nearest rank). Zero
-/// for none.
-pub fn percentile(values: &[f64], share: f64) -> f64 {
-    rank(&sorted(values), share)
-}
-
 fn sorted(values: &[f64]) -> Vec<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted
 }
 
-fn rank(sorted: &[f64], share: f64) -> f64 {
+/// The smallest value that at least `share` (0 to 1) of the values do not exceed (nearest rank).
+/// Zero for none.
+fn percentile(sorted: &[f64], share: f64) -> f64 {
     let rank = (share * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.max(1) - 1).copied().unwrap_or(0.0)
 }
@@ -50,9 +46,9 @@ impl Times {
         let sorted = sorted(&micros);
         Times {
             count: sorted.len(),
-            p50_us: rank(&sorted, 0.5),
-            p99_us: rank(&sorted, 0.99),
-            p999_us: rank(&sorted, 0.999),
+            p50_us: percentile(&sorted, 0.5),
+            p99_us: percentile(&sorted, 0.99),
+            p999_us: percentile(&sorted, 0.999),
             max_us: sorted.last().copied().unwrap_or(0.0),
         }
     }

@@ -1,6 +1,8 @@
 //! `viaduct-perf tcp`: one TCP stream from pod to pod, forwarded by Viaduct, by DPDK's testpmd and
 //! by the kernel in turns.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Result, ensure};
 use e2e::daemon::Setup;
 use serde::Serialize;
@@ -45,6 +47,8 @@ struct Turn {
     steal_percent: f64,
     /// Bytes on a wire that workers counted during the turn.
     worker_wire_bytes: Option<u64>,
+    /// Packets that workers dropped, or saw the kernel drop, by place and reason.
+    drops: BTreeMap<String, u64>,
 }
 
 /// The three lanes; testpmd is there unless it was left out.
@@ -92,7 +96,8 @@ impl Arms {
             (0, _) => {
                 let before = self.viaduct.counted()?;
                 let mut turn = stream(&self.viaduct.lane(), seconds)?;
-                let counted = self.viaduct.counted()?.wire_bytes - before.wire_bytes;
+                let after = self.viaduct.counted()?;
+                let counted = after.wire_bytes - before.wire_bytes;
                 ensure!(
                     counted >= turn.received_bytes,
                     "the pod received {} bytes, but workers forwarded only {counted}: some came \
@@ -100,6 +105,7 @@ impl Arms {
                     turn.received_bytes
                 );
                 turn.worker_wire_bytes = Some(counted);
+                turn.drops = after.drops_since(&before);
                 Ok(Some(turn))
             }
             (1, Some(testpmd)) => {
@@ -124,6 +130,7 @@ fn stream(lane: &Lane<'_>, seconds: u64) -> Result<Turn> {
         busy_cores: cpu.busy_cores(),
         steal_percent: cpu.steal_percent(),
         worker_wire_bytes: None,
+        drops: BTreeMap::new(),
     })
 }
 
@@ -166,9 +173,16 @@ fn sum_up(turns: &[Turn]) -> Report {
     }
     let received: u64 = of(turns, |turn| turn.received_bytes);
     let counted: u64 = of(turns, |turn| turn.worker_wire_bytes.unwrap_or(0));
-    let mut proof = Table::new("every byte went through a worker", &["viaduct, all turns", ""]);
+    let mut proof = Table::new("what workers counted", &["viaduct, all turns", ""]);
     proof.row(["bytes the pod received".to_owned(), received.to_string()]);
-    proof.row(["bytes on a wire, workers' counters".to_owned(), counted.to_string()]);
+    proof.row(["bytes on a wire that workers sent it".to_owned(), counted.to_string()]);
+    let mut drops: BTreeMap<&str, u64> = BTreeMap::new();
+    for (reason, count) in turns.iter().flat_map(|turn| &turn.drops) {
+        *drops.entry(reason).or_default() += count;
+    }
+    for (reason, count) in drops {
+        proof.row([format!("packets dropped: {reason}"), count.to_string()]);
+    }
     Report {
         measurement: "tcp",
         tables: vec![table, paired, proof],

@@ -464,7 +464,8 @@ fn laws_hold(worker: &Value) -> bool {
 }
 
 fn ensure_bpffs() -> Result<()> {
-    let is_bpffs = || Ok::<bool, rustix::io::Errno>(rustix::fs::statfs(BPFFS)?.f_type == BPF_FS_MAGIC);
+    let is_bpffs =
+        || Ok::<bool, rustix::io::Errno>(rustix::fs::statfs(BPFFS)?.f_type == BPF_FS_MAGIC);
     if !is_bpffs()? {
         let mounted = Command::new("mount").args(["-t", "bpf", "bpf", BPFFS]).status()?;
         ensure!(mounted.success() || is_bpffs()?, "mount a bpffs on {BPFFS}");

@@ -7,4 +7,5 @@ pub mod netns;
 pub mod plugin;
 pub mod pod;
 pub mod runtimes;
+pub mod traces;
 pub mod traffic;

@@ -39,22 +39,13 @@ impl Namespace {
         let count = COUNTER.fetch_add(1, Ordering::Relaxed); // only uniqueness matters
         let name = format!("{prefix}-{}-{count}", std::process::id());
         let output = Command::new("ip").args(["netns", "add", &name]).output();
-        succeeded(
-            output.context("run ip netns add")?,
-            &format!("create namespace {name}"),
-        )?;
-        Ok(Self {
-            path: Path::new(NETNS_DIR).join(&name),
-            owned_name: Some(name),
-        })
+        succeeded(output.context("run ip netns add")?, &format!("create namespace {name}"))?;
+        Ok(Self { path: Path::new(NETNS_DIR).join(&name), owned_name: Some(name) })
     }
 
     /// A namespace that somebody else made and will remove, by its path.
     pub fn existing(path: impl Into<PathBuf>) -> Self {
-        Self {
-            path: path.into(),
-            owned_name: None,
-        }
+        Self { path: path.into(), owned_name: None }
     }
 
     /// The path to give as CNI_NETNS.
@@ -103,10 +94,7 @@ impl Namespace {
     /// When `ip` fails, with what it wrote to stderr.
     pub fn ip(&self, args: &[&str]) -> Result<()> {
         let output = self.run("ip", args)?;
-        succeeded(
-            output,
-            &format!("ip {} in {}", args.join(" "), self.path.display()),
-        )?;
+        succeeded(output, &format!("ip {} in {}", args.join(" "), self.path.display()))?;
         Ok(())
     }
 
@@ -193,27 +181,16 @@ mod tests {
     #[test]
     fn entering_a_namespace_that_is_gone_is_an_error_that_names_it() {
         let gone = Namespace::existing("/nowhere/at/all");
-        assert!(
-            gone.within(|| ())
-                .unwrap_err()
-                .to_string()
-                .contains("/nowhere/at/all")
-        );
+        assert!(gone.within(|| ()).unwrap_err().to_string().contains("/nowhere/at/all"));
     }
 
     #[test]
     #[ignore = "needs root"]
     fn a_namespace_has_links_of_its_own_and_is_removed_on_drop() {
         let namespace = Namespace::create("kit").unwrap();
-        namespace
-            .ip(&["link", "add", "a0", "type", "veth", "peer", "name", "a1"])
-            .unwrap();
+        namespace.ip(&["link", "add", "a0", "type", "veth", "peer", "name", "a1"]).unwrap();
         let links = namespace.ip_json(&["link"]).unwrap();
-        assert_eq!(
-            links.as_array().unwrap().len(),
-            3,
-            "lo and both ends: {links}"
-        );
+        assert_eq!(links.as_array().unwrap().len(), 3, "lo and both ends: {links}");
         let path = namespace.path().to_owned();
         assert!(path.exists());
         drop(namespace);

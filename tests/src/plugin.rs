@@ -105,11 +105,7 @@ impl Invocation {
         };
         let stdout = stdout.unwrap_or_default();
         Ok(Outcome {
-            code: if let Ended::Exited(code) = ended {
-                Some(code)
-            } else {
-                None
-            },
+            code: if let Ended::Exited(code) = ended { Some(code) } else { None },
             ended,
             json: serde_json::from_slice(&stdout).ok(),
             stdout: String::from_utf8_lossy(&stdout).into_owned(),
@@ -119,16 +115,8 @@ impl Invocation {
     }
 
     fn as_command(&self, binary: &Path) -> Command {
-        let Self {
-            command: verb,
-            container_id,
-            netns,
-            ifname,
-            args,
-            path,
-            extra_env,
-            stdin: _,
-        } = self;
+        let Self { command: verb, container_id, netns, ifname, args, path, extra_env, stdin: _ } =
+            self;
         let mut command = Command::new(binary);
         command.env_clear().env("PATH", PROGRAM_PATH);
         let variables = [
@@ -145,10 +133,7 @@ impl Invocation {
             }
         }
         command.envs(extra_env.iter().map(|(name, value)| (name, value)));
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // A group of its own, so that a kill also reaches the plugins it delegates to.
         command.process_group(0);
         command
@@ -228,10 +213,7 @@ mod tests {
 
     /// A call of the shell, which stands for a plugin and reads its script from stdin.
     fn shell(script: &str) -> Invocation {
-        Invocation {
-            stdin: script.as_bytes().to_vec(),
-            ..Invocation::default()
-        }
+        Invocation { stdin: script.as_bytes().to_vec(), ..Invocation::default() }
     }
 
     fn run(call: &Invocation) -> Outcome {
@@ -274,9 +256,7 @@ mod tests {
 
     #[test]
     fn a_plugin_that_cannot_be_started_is_an_error_that_names_it() {
-        let error = Invocation::default()
-            .run(Path::new("/no/plugin"), None)
-            .unwrap_err();
+        let error = Invocation::default().run(Path::new("/no/plugin"), None).unwrap_err();
         assert!(error.to_string().contains("/no/plugin"));
     }
 }

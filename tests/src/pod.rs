@@ -66,12 +66,20 @@ impl Node {
     ///
     /// # Errors
     /// See [`Node::add_pod`].
-    pub fn attach(&self, container_id: &str, namespace: Namespace, mtu: Option<u32>) -> Result<Pod> {
+    pub fn attach(
+        &self,
+        container_id: &str,
+        namespace: Namespace,
+        mtu: Option<u32>,
+    ) -> Result<Pod> {
         let netns = namespace.path().to_owned();
         let outcome = self.call("ADD", container_id, Some(&netns), &self.conf(mtu))?;
         ensure!(outcome.code == Some(0), "ADD {container_id}: {outcome:?}");
         let result = outcome.json.context("ADD prints a result")?;
-        let addresses: Vec<IpAddr> = result["ips"].as_array().into_iter().flatten()
+        let addresses: Vec<IpAddr> = result["ips"]
+            .as_array()
+            .into_iter()
+            .flatten()
             .filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok())
             .collect();
         let [IpAddr::V4(v4), IpAddr::V6(v6)] = addresses[..] else {
@@ -115,8 +123,7 @@ impl Node {
     pub fn check_pod(&self, pod: &Pod) -> Result<()> {
         let mut conf = self.conf(pod.mtu);
         conf["prevResult"] = pod.result.clone();
-        let outcome =
-            self.call("CHECK", &pod.container_id, Some(pod.namespace.path()), &conf)?;
+        let outcome = self.call("CHECK", &pod.container_id, Some(pod.namespace.path()), &conf)?;
         ensure!(outcome.code == Some(0), "CHECK {}: {outcome:?}", pod.container_id);
         Ok(())
     }
@@ -178,6 +185,7 @@ impl Node {
 }
 
 fn parse_mac(text: &str) -> Result<[u8; 6]> {
-    let bytes: Result<Vec<u8>, _> = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
+    let bytes: Result<Vec<u8>, _> =
+        text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
     bytes.ok().and_then(|bytes| bytes.try_into().ok()).with_context(|| format!("MAC {text}"))
 }

@@ -41,10 +41,12 @@ pub fn ping(from: &Namespace, to: IpAddr, options: &str) -> Result<Ping> {
     let to = to.to_string();
     let args: Vec<&str> = options.split_whitespace().chain(["-n", to.as_str()]).collect();
     let output = from.run("ping", &args)?;
-    let text = [output.stdout, output.stderr].map(|part| String::from_utf8_lossy(&part).into_owned());
+    let text =
+        [output.stdout, output.stderr].map(|part| String::from_utf8_lossy(&part).into_owned());
     let text = text.concat();
     let figure = |what: &str| {
-        let words: Vec<&str> = text.lines().find(|l| l.contains("transmitted"))?.split(", ").collect();
+        let words: Vec<&str> =
+            text.lines().find(|l| l.contains("transmitted"))?.split(", ").collect();
         let word = words.iter().find(|word| word.contains(what))?;
         word.split_whitespace().next()?.parse().ok()
     };

@@ -12,10 +12,7 @@ const PTP: &str = "/usr/lib/cni/ptp";
 #[test]
 #[ignore = "needs root"]
 fn the_reference_ptp_differs_exactly_where_it_is_known_to() {
-    assert!(
-        Path::new(PTP).exists(),
-        "{PTP} is missing: install containernetworking-plugins"
-    );
+    assert!(Path::new(PTP).exists(), "{PTP} is missing: install containernetworking-plugins");
     let conf = include_str!("../conformance/reference-ptp.json");
     let conf = serde_json::from_str(conf).expect("the configuration is JSON");
     let plugin = Plugin::new(PTP, &conf).expect("the configuration names a plugin");

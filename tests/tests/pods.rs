@@ -46,8 +46,13 @@ fn two_pods_reach_each_other_through_userspace() {
             ensure!(packets >= 4, "{} sent 4 echoes, workers saw {packets}", pod.container_id);
             node.check_pod(pod)?;
         }
-        let homes: Vec<_> = node.list("pods")?.as_array().into_iter().flatten()
-            .map(|row| row["worker"].as_u64()).collect();
+        let homes: Vec<_> = node
+            .list("pods")?
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|row| row["worker"].as_u64())
+            .collect();
         let spread = homes.first() != homes.last();
         ensure!(spread == (node.setup().workers == 2), "homes of the pods: {homes:?}");
         Ok(())
@@ -162,13 +167,22 @@ fn networks_have_an_mtu_of_their_own() {
             let options = format!("-M do -c 2 -i 0.1 -W 2 -s {}", size + 1);
             let ping = ping(&a.namespace, address, &options)?;
             ensure!(ping.received == 0, "more than 1500 reached {address}: {}", ping.text);
-            ensure!(ping.text.contains("mtu = 1500") || ping.text.contains("mtu: 1500")
-                || ping.text.contains("mtu=1500"), "no path MTU for {address}: {}", ping.text);
+            ensure!(
+                ping.text.contains("mtu = 1500")
+                    || ping.text.contains("mtu: 1500")
+                    || ping.text.contains("mtu=1500"),
+                "no path MTU for {address}: {}",
+                ping.text
+            );
             let socket = udp_socket(&a.namespace, unspecified(address))?;
             ensure!(!send_unfragmented(&socket, address, size + 1)?, "{address} is remembered");
             transfer(&a.namespace, &small.namespace, address, 20_000_000)?;
-            transfer(&small.namespace, &a.namespace, a.addresses()[usize::from(address.is_ipv6())],
-                20_000_000)?;
+            transfer(
+                &small.namespace,
+                &a.namespace,
+                a.addresses()[usize::from(address.is_ipv6())],
+                20_000_000,
+            )?;
         }
         Ok(())
     });

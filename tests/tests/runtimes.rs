@@ -3,7 +3,7 @@
 //! nothing of them is left. Needs the Debian packages containerd, runc, podman, conmon,
 //! busybox-static and curl.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
@@ -80,7 +80,7 @@ fn a_sandbox_whose_namespace_was_lost_is_removed_without_a_trace() {
         let machine = Machine::start(node)?;
         let containerd = Containerd::start(&machine)?;
         let kubelet = Kubelet::new(&containerd)?;
-        let before = footprint(node, &machine)?;
+        let before = settled_footprint(node, &machine)?;
         let container = kubelet.run("lost")?;
         kubelet.lose_namespace(&container)?;
         kubelet.remove(container)?;
@@ -110,7 +110,7 @@ fn podman_gets_the_addresses_it_asks_for_also_after_a_restart() {
     on_each(vec![Setup::new(PortMode::Auto, 1)], |node| {
         let machine = Machine::start(node)?;
         let podman = Podman::new(&machine)?;
-        let before = footprint(node, &machine)?;
+        let before = settled_footprint(node, &machine)?;
         let [wanted, _] = node.nobody();
         let mac = "0a:58:00:00:00:07";
         let options = ["--ip", &wanted.to_string(), "--mac-address", mac];
@@ -133,7 +133,7 @@ fn podman_gets_the_addresses_it_asks_for_also_after_a_restart() {
 /// Runs a container by each runtime; they ping each other and send 100 MB on both families, and
 /// the workers count every packet of it. Then nothing is left of them.
 fn talk(node: &Node, machine: &Machine, runtimes: [&dyn Runtime; 2]) -> Result<()> {
-    let before = footprint(node, machine)?;
+    let before = settled_footprint(node, machine)?;
     let containers = [run(node, runtimes[0], "first")?, run(node, runtimes[1], "second")?];
     let both = [&containers[0], &containers[1]];
     let swapped = [&containers[1], &containers[0]];
@@ -184,17 +184,24 @@ fn transfer(
     [from, to]: [&Container; 2],
     address: IpAddr,
 ) -> Result<()> {
-    let make =
-        format!("head -c {TRANSFER_BYTES} /dev/urandom > /tmp/sent && sha256sum < /tmp/sent");
-    let sent = output(&mut runtimes[0].exec(from, &make))?;
-    let mut receiver = runtimes[1].exec(to, &format!("nc -l -p {PORT} | sha256sum"));
-    let receiver = receiver.stdout(Stdio::piped()).spawn().context("run the receiver")?;
+    // Without a file: a sandbox's root is read-only. A pipe opened for both never ends, unlike the
+    // input that some runtimes give, at whose end nc would close its half of the connection.
+    let receive = format!(
+        "rm -f /dev/shm/quiet && mkfifo /dev/shm/quiet && \
+         nc -l -p {PORT} 0<>/dev/shm/quiet | sha256sum"
+    );
+    let receiver = runtimes[1].exec(to, &receive).stdout(Stdio::piped()).spawn();
+    let receiver = receiver.context("run the receiver")?;
     wait_until("somebody listens", GONE_DEADLINE, || {
         let sockets = output(&mut runtimes[1].exec(to, "netstat -ltn"))?;
         Ok(sockets.contains(&format!(":{PORT} ")))
     })?;
+    let send = format!(
+        "rm -f /dev/shm/copy && mkfifo /dev/shm/copy && {{ sha256sum < /dev/shm/copy & }} && \
+         head -c {TRANSFER_BYTES} /dev/urandom | tee /dev/shm/copy | nc {address} {PORT} && wait"
+    );
     let started = Instant::now();
-    output(&mut runtimes[0].exec(from, &format!("nc {address} {PORT} < /tmp/sent")))?;
+    let sent = output(&mut runtimes[0].exec(from, &send))?;
     let took = started.elapsed();
     let received = receiver.wait_with_output()?;
     let received = String::from_utf8_lossy(&received.stdout);
@@ -251,61 +258,70 @@ fn addresses(node: &Node, container: &Container) -> Result<[IpAddr; 2]> {
     addresses.try_into().ok().with_context(|| format!("one address of each family: {row}"))
 }
 
-/// Everything that a container could leave behind on a node, by what it is.
-type Footprint = BTreeMap<&'static str, Value>;
+/// Everything that a container could leave behind on a node, one line each.
+type Footprint = BTreeSet<String>;
+
+/// The footprint of a node that has just been made.
+fn settled_footprint(node: &Node, machine: &Machine) -> Result<Footprint> {
+    // The uplink's link-local address appears in more rows once its detection of duplicates is over.
+    wait_until("the node's own addresses are usable", GONE_DEADLINE, || {
+        Ok(!node.namespace().ip_json(&["addr"])?.to_string().contains("\"tentative\":true"))
+    })?;
+    footprint(node, machine)
+}
 
 fn footprint(node: &Node, machine: &Machine) -> Result<Footprint> {
     let namespace = node.namespace();
-    let sorted = |args: &[&str]| -> Result<Value> {
-        let listed = namespace.ip_json(args)?;
-        let mut rows: Vec<String> =
-            listed.as_array().into_iter().flatten().map(Value::to_string).collect();
-        rows.sort();
-        Ok(json!(rows))
-    };
+    let mut lines = Footprint::new();
+    for args in [
+        &["addr"][..],
+        &["-4", "route", "show", "table", "all"],
+        &["-6", "route", "show", "table", "all"],
+        &["-4", "rule"],
+        &["-6", "rule"],
+        &["neigh", "show", "nud", "permanent"],
+    ] {
+        let rows = namespace.ip_json(args)?;
+        lines.extend(rows.as_array().into_iter().flatten().map(|row| format!("{args:?} {row}")));
+    }
+    for listing in ["pods", "ports", "routes"] {
+        let rows = node.list(listing)?;
+        // Without the counters, which go on for the node port.
+        let key =
+            |row: &Value| format!("{listing} {} {} {}", row["ips"], row["device"], row["dst"]);
+        lines.extend(rows.as_array().into_iter().flatten().map(key));
+    }
     let status = node.list("status")?;
-    let frames = |state: &str| -> u64 {
-        workers(&status).filter_map(|worker| worker["frames"][state].as_u64()).sum()
-    };
+    for worker in workers(&status) {
+        lines.insert(format!("frames {} {}", worker["id"], worker["frames"]));
+    }
     let protocols =
         namespace.within(|| fs::read_to_string("/proc/thread-self/net/protocols"))??;
+    lines.insert(format!("XSKs {}", sockets(&protocols, "XDP")));
+    // A namespace that a link leads to keeps its number here until its last reference is gone: a
+    // process, a mount, a descriptor or a socket.
     let peers = namespace.run("ip", &["netns", "list-id"])?;
-    Ok(BTreeMap::from([
-        ("links and addresses", sorted(&["addr"])?),
-        ("IPv4 routes", sorted(&["-4", "route", "show", "table", "all"])?),
-        ("IPv6 routes", sorted(&["-6", "route", "show", "table", "all"])?),
-        ("rules", sorted(&["rule"])?),
-        ("permanent neighbors", sorted(&["neigh", "show", "nud", "permanent"])?),
-        // A namespace that a link leads to keeps its number here until its last reference is gone:
-        // a process, a mount, a descriptor or a socket.
-        ("linked namespaces", json!(String::from_utf8_lossy(&peers.stdout))),
-        ("XSKs", json!(sockets(&protocols, "XDP"))),
-        ("free frames", json!(frames("free"))),
-        ("frames to receive into", json!(frames("rx"))),
-        ("pods", node.list("pods")?),
-        ("ports", json!(node.list("ports")?.as_array().map(Vec::len))),
-        ("forwarding", node.list("routes")?),
-        ("pinned BPF objects", json!(files(node.bpf_dir())?)),
-        // What libcni keeps until a DEL has succeeded.
-        ("libcni's notes", json!(machine.shell("find /var/lib/cni -name 'viaduct-*' || true")?)),
-        ("namespaces of the runtime", json!(machine.shell("ls /run/netns || true")?)),
-    ]))
+    lines.insert(format!("linked namespaces {}", String::from_utf8_lossy(&peers.stdout)));
+    lines.extend(files(node.bpf_dir())?.iter().map(|path| format!("pinned {path}")));
+    // Of the runtime: namespaces, and what libcni keeps until a DEL has succeeded.
+    let find = "find /run/netns /var/lib/cni -name 'viaduct-*' -o -path '*netns/*'";
+    let find = machine.shell(&format!("{find} 2>/dev/null || true"))?;
+    lines.extend(find.lines().map(|path| format!("of the runtime {path}")));
+    Ok(lines)
 }
 
 /// Waits until the node is as it was.
 fn wait_for_footprint(node: &Node, machine: &Machine, before: &Footprint) -> Result<()> {
-    let mut left = Vec::new();
+    let mut now = Footprint::new();
     wait_until("nothing is left of the containers", GONE_DEADLINE, || {
-        let now = footprint(node, machine)?;
-        let differs = |(what, value): &(&&str, &Value)| before.get(**what) != Some(*value);
-        left = now
-            .iter()
-            .filter(differs)
-            .map(|(what, now)| format!("{what}:\n  before {}\n  now {now}", before[what]))
-            .collect();
-        Ok(left.is_empty())
+        now = footprint(node, machine)?;
+        Ok(now == *before)
     })
-    .with_context(|| left.join("\n"))
+    .map_err(|error| {
+        let (left, lost): (Vec<_>, Vec<_>) =
+            (now.difference(before).collect(), before.difference(&now).collect());
+        error.context(format!("left behind: {left:#?}\nmissing: {lost:#?}"))
+    })
 }
 
 /// Number of sockets of a protocol in /proc/net/protocols, which counts those of one network

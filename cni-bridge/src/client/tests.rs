@@ -24,21 +24,12 @@ fn ask_at(socket: &Path) -> (Result<Reply, ClientError>, Duration) {
 fn nobody_there_is_unreachable() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("s");
-    assert!(
-        matches!(ask_at(&socket).0, Err(ClientError::Unreachable { .. })),
-        "no file"
-    );
+    assert!(matches!(ask_at(&socket).0, Err(ClientError::Unreachable { .. })), "no file");
     drop(UnixListener::bind(&socket).unwrap());
-    assert!(
-        matches!(ask_at(&socket).0, Err(ClientError::Unreachable { .. })),
-        "nobody listens"
-    );
+    assert!(matches!(ask_at(&socket).0, Err(ClientError::Unreachable { .. })), "nobody listens");
     fs::remove_file(&socket).unwrap();
     fs::write(&socket, "").unwrap();
-    assert!(
-        matches!(ask_at(&socket).0, Err(ClientError::Unreachable { .. })),
-        "no socket"
-    );
+    assert!(matches!(ask_at(&socket).0, Err(ClientError::Unreachable { .. })), "no socket");
 }
 
 #[test]
@@ -53,10 +44,7 @@ fn a_daemon_that_does_not_answer_is_waited_for_until_the_deadline() {
     let socket = dir.path().join("s");
     let _listener = UnixListener::bind(&socket).unwrap();
     let (result, elapsed) = ask_at(&socket);
-    assert!(
-        matches!(result, Err(ClientError::Deadline { .. })),
-        "{result:?}"
-    );
+    assert!(matches!(result, Err(ClientError::Deadline { .. })), "{result:?}");
     assert!(elapsed >= SHORT / 2 && elapsed < LATE, "{elapsed:?}");
 }
 
@@ -68,10 +56,7 @@ fn a_full_backlog_is_waited_for_until_the_deadline() {
     rustix::net::listen(&listener, 0).unwrap();
     let _first = UnixStream::connect(&socket).unwrap();
     let (result, elapsed) = ask_at(&socket);
-    assert!(
-        matches!(result, Err(ClientError::Unreachable { .. })),
-        "{result:?}"
-    );
+    assert!(matches!(result, Err(ClientError::Unreachable { .. })), "{result:?}");
     assert!(elapsed >= SHORT / 2 && elapsed < LATE, "{elapsed:?}");
 }
 
@@ -83,19 +68,13 @@ fn a_daemon_that_trickles_does_not_outlast_the_deadline() {
     let daemon = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         // A byte of a long frame now and then, until the client has gone.
-        let mut bytes = 1000u32
-            .to_be_bytes()
-            .into_iter()
-            .chain(std::iter::repeat(b' '));
+        let mut bytes = 1000u32.to_be_bytes().into_iter().chain(std::iter::repeat(b' '));
         while stream.write_all(&[bytes.next().unwrap()]).is_ok() {
             thread::sleep(SHORT / 10);
         }
     });
     let (result, elapsed) = ask_at(&socket);
-    assert!(
-        matches!(result, Err(ClientError::Deadline { .. })),
-        "{result:?}"
-    );
+    assert!(matches!(result, Err(ClientError::Deadline { .. })), "{result:?}");
     assert!(elapsed < LATE, "{elapsed:?}");
     daemon.join().unwrap();
 }
@@ -116,20 +95,8 @@ fn a_daemon_that_hangs_up_or_talks_nonsense_is_told_apart() {
         result
     };
     assert!(matches!(answer("a", b""), Err(ClientError::Broken { .. })));
-    assert!(matches!(
-        answer("b", b"\0\0\0\x09\"do"),
-        Err(ClientError::Broken { .. })
-    ));
-    assert!(matches!(
-        answer("c", b"\xff\xff\xff\xff"),
-        Err(ClientError::Frame(_))
-    ));
-    assert!(matches!(
-        answer("d", b"\0\0\0\x02{}"),
-        Err(ClientError::Frame(_))
-    ));
-    assert!(matches!(
-        answer("e", b"\0\0\0\x06\"done\""),
-        Ok(Reply::Done)
-    ));
+    assert!(matches!(answer("b", b"\0\0\0\x09\"do"), Err(ClientError::Broken { .. })));
+    assert!(matches!(answer("c", b"\xff\xff\xff\xff"), Err(ClientError::Frame(_))));
+    assert!(matches!(answer("d", b"\0\0\0\x02{}"), Err(ClientError::Frame(_))));
+    assert!(matches!(answer("e", b"\0\0\0\x06\"done\""), Ok(Reply::Done)));
 }

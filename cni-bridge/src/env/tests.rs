@@ -18,10 +18,7 @@ const FULL: [(&str, &str); 5] = [
 fn read(verb: Verb, changes: &[(&str, &str)]) -> Result<Environment, CniError> {
     Environment::read(verb, &|name| {
         let pairs = changes.iter().chain(FULL.iter());
-        pairs
-            .clone()
-            .find(|(key, _)| *key == name)
-            .map(|(_, value)| OsString::from(value))
+        pairs.clone().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
     })
 }
 
@@ -42,23 +39,14 @@ fn the_verb_is_one_of_six_or_absent() {
 fn every_missing_variable_is_named() {
     let none = |verb| Environment::read(verb, &|_| None).map_err(|error| (error.code, error.msg));
     let missing = |names: &str| (4, format!("required env variables [{names}] missing"));
-    assert_eq!(
-        none(Verb::Add),
-        Err(missing("CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME"))
-    );
-    assert_eq!(
-        none(Verb::Check),
-        Err(missing("CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME"))
-    );
+    assert_eq!(none(Verb::Add), Err(missing("CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME")));
+    assert_eq!(none(Verb::Check), Err(missing("CNI_CONTAINERID,CNI_NETNS,CNI_IFNAME")));
     assert_eq!(none(Verb::Del), Err(missing("CNI_CONTAINERID,CNI_IFNAME")));
     assert_eq!(none(Verb::Gc), Err(missing("CNI_PATH")));
     assert_eq!(none(Verb::Status), Ok(Environment::default()));
     assert_eq!(none(Verb::Version), Ok(Environment::default()));
     let error = read(Verb::Add, &[("CNI_IFNAME", "")]).unwrap_err();
-    assert_eq!(
-        error.msg, "required env variables [CNI_IFNAME] missing",
-        "empty is missing"
-    );
+    assert_eq!(error.msg, "required env variables [CNI_IFNAME] missing", "empty is missing");
 }
 
 #[test]
@@ -73,16 +61,7 @@ fn container_ids_and_interface_names_have_their_alphabets() {
         assert_eq!(error.code, 4, "{id}");
         assert!(error.msg.contains("CNI_CONTAINERID") && error.msg.contains(id));
     }
-    for name in [
-        "sixteen-letters-",
-        ".",
-        "..",
-        "a/b",
-        "a:b",
-        "a b",
-        "a\tb",
-        "a\u{a0}b",
-    ] {
+    for name in ["sixteen-letters-", ".", "..", "a/b", "a:b", "a b", "a\tb", "a\u{a0}b"] {
         let error = read(Verb::Add, &[("CNI_IFNAME", name)]).unwrap_err();
         assert_eq!(error.code, 4, "{name}");
         assert!(error.msg.contains("CNI_IFNAME"));
@@ -94,11 +73,8 @@ fn container_ids_and_interface_names_have_their_alphabets() {
 
 #[test]
 fn the_override_takes_one_and_true_in_any_case() {
-    let allowed = |value| {
-        read(Verb::Add, &[("CNI_NETNS_OVERRIDE", value)])
-            .unwrap()
-            .own_netns_allowed
-    };
+    let allowed =
+        |value| read(Verb::Add, &[("CNI_NETNS_OVERRIDE", value)]).unwrap().own_netns_allowed;
     assert!(allowed("1") && allowed("true") && allowed("TRUE"));
     assert!(!allowed("0") && !allowed("") && !allowed("yes"));
 }
@@ -127,15 +103,9 @@ impl Read for Endless<'_> {
 #[test]
 fn standard_input_is_not_read_beyond_its_limit() {
     let count = Cell::new(0);
-    assert_eq!(
-        read_stdin(&mut Endless(&count)).unwrap_err().code,
-        code::DECODE
-    );
+    assert_eq!(read_stdin(&mut Endless(&count)).unwrap_err().code, code::DECODE);
     assert_eq!(count.get(), STDIN_BYTES_MAX);
 
     let longest = vec![b' '; STDIN_BYTES_MAX as usize - 1];
-    assert_eq!(
-        read_stdin(&mut longest.as_slice()).unwrap().len(),
-        longest.len()
-    );
+    assert_eq!(read_stdin(&mut longest.as_slice()).unwrap().len(), longest.len());
 }

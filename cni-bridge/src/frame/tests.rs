@@ -12,10 +12,7 @@ use super::*;
 use crate::protocol::{Call, Listing, Request};
 
 fn request(version: u32) -> Request {
-    Request {
-        version,
-        call: Call::List(Listing::Pods),
-    }
+    Request { version, call: Call::List(Listing::Pods) }
 }
 
 #[test]
@@ -38,17 +35,11 @@ fn a_length_above_the_limit_is_refused_before_its_frame_arrives() {
     let mut decoder = Decoder::default();
     let length = u32::try_from(FRAME_BYTES_MAX).unwrap() + 1;
     decoder.push(&length.to_be_bytes());
-    assert!(matches!(
-        decoder.decode::<Request>(),
-        Err(FrameError::TooLong { .. })
-    ));
+    assert!(matches!(decoder.decode::<Request>(), Err(FrameError::TooLong { .. })));
 
     let mut decoder = Decoder::default();
     decoder.push(&(length - 1).to_be_bytes());
-    assert!(
-        decoder.decode::<Request>().unwrap().is_none(),
-        "the longest frame is waited for"
-    );
+    assert!(decoder.decode::<Request>().unwrap().is_none(), "the longest frame is waited for");
     assert!(!decoder.is_empty());
 }
 
@@ -56,10 +47,7 @@ fn a_length_above_the_limit_is_refused_before_its_frame_arrives() {
 fn a_frame_of_other_json_is_malformed() {
     let mut decoder = Decoder::default();
     decoder.push(&encode(&"no request").unwrap());
-    assert!(matches!(
-        decoder.decode::<Request>(),
-        Err(FrameError::Malformed(_))
-    ));
+    assert!(matches!(decoder.decode::<Request>(), Err(FrameError::Malformed(_))));
 }
 
 #[test]
@@ -67,30 +55,19 @@ fn a_descriptor_beside_the_first_byte_is_received_with_it() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(b"found").unwrap();
-    let file = File::open(format!(
-        "/proc/self/fd/{}",
-        std::os::fd::AsRawFd::as_raw_fd(&file)
-    ));
+    let file = File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file)));
     let file = file.unwrap();
     let descriptors = [file.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
-    sendmsg(
-        &ours,
-        &[IoSlice::new(b"abc")],
-        &mut control,
-        SendFlags::empty(),
-    )
-    .unwrap();
+    sendmsg(&ours, &[IoSlice::new(b"abc")], &mut control, SendFlags::empty()).unwrap();
 
     let mut buffer = [0; 8];
     let received = receive(&theirs, &mut buffer).unwrap();
     assert_eq!(&buffer[..received.bytes], b"abc");
     let mut text = String::new();
-    File::from(received.descriptor.unwrap())
-        .read_to_string(&mut text)
-        .unwrap();
+    File::from(received.descriptor.unwrap()).read_to_string(&mut text).unwrap();
     assert_eq!(text, "found");
 
     drop(ours);

@@ -23,10 +23,7 @@ fn answer(kind: u16, first: i32, third: u32) -> Vec<u8> {
 
 #[test]
 fn an_error_of_zero_acknowledges_and_another_is_an_errno() {
-    assert_eq!(
-        parse_answer(&answer(NLMSG_ERROR, 0, 0)).unwrap(),
-        Answer::Acknowledged
-    );
+    assert_eq!(parse_answer(&answer(NLMSG_ERROR, 0, 0)).unwrap(), Answer::Acknowledged);
     let error = parse_answer(&answer(NLMSG_ERROR, -1, 0)).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
     assert!(parse_answer(&answer(NLMSG_ERROR, i32::MIN, 0)).is_err());

@@ -14,10 +14,8 @@ fn request(id: &str) -> DelRequest {
 }
 
 fn ids(dir: &Path) -> Vec<String> {
-    let mut ids: Vec<String> = read(dir)
-        .into_iter()
-        .map(|(_, request)| request.attachment.container_id)
-        .collect();
+    let mut ids: Vec<String> =
+        read(dir).into_iter().map(|(_, request)| request.attachment.container_id).collect();
     ids.sort();
     ids
 }
@@ -32,10 +30,7 @@ fn the_queue_is_beside_the_socket() {
 fn what_was_pushed_is_read_until_it_is_removed() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("missing/del-queue");
-    assert!(
-        read(&dir).is_empty(),
-        "a missing directory is an empty queue"
-    );
+    assert!(read(&dir).is_empty(), "a missing directory is an empty queue");
     push(&dir, &request("a")).unwrap();
     push(&dir, &request("b")).unwrap();
     push(&dir, &request("a")).unwrap();
@@ -83,10 +78,7 @@ fn names_that_join_to_the_same_text_have_different_files() {
         ifname: "eth0".to_owned(),
     };
     let dir = Path::new("/");
-    assert_ne!(
-        path(dir, &attachment("ab", "c")),
-        path(dir, &attachment("a", "bc"))
-    );
+    assert_ne!(path(dir, &attachment("ab", "c")), path(dir, &attachment("a", "bc")));
 }
 
 #[test]

@@ -24,11 +24,7 @@ const GATEWAY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)
 
 /// Carries out ADD; gives the result in the configuration's version.
 pub(super) fn add(invocation: &Invocation) -> Result<Value, CniError> {
-    let Invocation {
-        environment,
-        conf,
-        stdin,
-    } = invocation;
+    let Invocation { environment, conf, stdin } = invocation;
     let options = options(conf, environment)?;
     let previous = conf.prev_result()?.unwrap_or_default();
     let own_dns = conf.dns()?;
@@ -43,17 +39,8 @@ pub(super) fn add(invocation: &Invocation) -> Result<Value, CniError> {
         None => error,
     })?;
     let allocated = allocated.unwrap_or_default();
-    let dns = if allocated.dns.is_empty() {
-        own_dns
-    } else {
-        allocated.dns
-    };
-    let made = Made {
-        environment,
-        reply: &reply,
-        routes: allocated.routes,
-        dns,
-    };
+    let dns = if allocated.dns.is_empty() { own_dns } else { allocated.dns };
+    let made = Made { environment, reply: &reply, routes: allocated.routes, dns };
     Ok(result(previous, made).render(conf.version))
 }
 
@@ -65,13 +52,8 @@ pub(super) fn options(conf: &NetConf, environment: &Environment) -> Result<AddOp
 /// A DEL of the same attachment that the daemon has not been told yet would, replayed later, remove
 /// what this ADD makes; so it goes first.
 fn carry_out_queued_del(invocation: &Invocation) -> Result<(), CniError> {
-    let Invocation {
-        environment, conf, ..
-    } = invocation;
-    let waits = queue::contains(
-        &queue::directory(&conf.socket),
-        &environment.attachment(conf),
-    );
+    let Invocation { environment, conf, .. } = invocation;
+    let waits = queue::contains(&queue::directory(&conf.socket), &environment.attachment(conf));
     if !waits {
         return Ok(());
     }
@@ -132,19 +114,9 @@ fn request(
     options: AddOptions,
     allocated: Option<&CniResult>,
 ) -> AddRequest {
-    let AddOptions {
-        mtu,
-        mac,
-        ips,
-        ranges,
-        pod_namespace,
-        pod_name,
-    } = options;
+    let AddOptions { mtu, mac, ips, ranges, pod_namespace, pod_name } = options;
     let addressing = match allocated {
-        None => Addressing::Embedded {
-            requested: ips,
-            ranges,
-        },
+        None => Addressing::Embedded { requested: ips, ranges },
         Some(result) => Addressing::Delegated(result.ips.iter().filter_map(pod_address).collect()),
     };
     let extra = |route: &Route| ExtraRoute {
@@ -157,11 +129,7 @@ fn request(
         addressing,
         mac,
         mtu,
-        routes: allocated
-            .map_or(&[][..], |result| &result.routes)
-            .iter()
-            .map(extra)
-            .collect(),
+        routes: allocated.map_or(&[][..], |result| &result.routes).iter().map(extra).collect(),
         pod_namespace,
         pod_name,
     }
@@ -170,15 +138,8 @@ fn request(
 /// One delegated address. [`CniResult::from_value`] has checked the address and the gateway.
 fn pod_address(ip: &Ip) -> Option<PodAddress> {
     let (address, prefix_len) = parse_cidr(&ip.address)?;
-    let gateway = ip
-        .gateway
-        .as_deref()
-        .and_then(|gateway| gateway.parse().ok());
-    Some(PodAddress {
-        address,
-        prefix_len,
-        gateway,
-    })
+    let gateway = ip.gateway.as_deref().and_then(|gateway| gateway.parse().ok());
+    Some(PodAddress { address, prefix_len, gateway })
 }
 
 /// What this ADD made, for its result.
@@ -192,12 +153,7 @@ pub(super) struct Made<'a> {
 
 /// Appends what was made to what earlier plugins of the chain had made.
 pub(super) fn result(previous: CniResult, made: Made<'_>) -> CniResult {
-    let Made {
-        environment,
-        reply,
-        routes,
-        dns,
-    } = made;
+    let Made { environment, reply, routes, dns } = made;
     let mut result = previous;
     result.interfaces.push(Interface {
         name: reply.host_ifname.clone(),
@@ -213,9 +169,7 @@ pub(super) fn result(previous: CniResult, made: Made<'_>) -> CniResult {
         ..Interface::default()
     });
     result.ips.extend(reply.addresses.iter().map(|address| {
-        let gateway = address
-            .gateway
-            .unwrap_or_else(|| link_gateway(address.address));
+        let gateway = address.gateway.unwrap_or_else(|| link_gateway(address.address));
         Ip {
             address: format!("{}/{}", address.address, address.prefix_len),
             gateway: Some(gateway.to_string()),
@@ -225,9 +179,7 @@ pub(super) fn result(previous: CniResult, made: Made<'_>) -> CniResult {
     result.routes.extend(default_routes(&reply.addresses));
     // The pod's default routes are the two above, whatever IPAM calls its own.
     let is_default = |route: &Route| parse_cidr(&route.dst).is_some_and(|(_, length)| length == 0);
-    result
-        .routes
-        .extend(routes.into_iter().filter(|route| !is_default(route)));
+    result.routes.extend(routes.into_iter().filter(|route| !is_default(route)));
     if result.dns.is_empty() {
         result.dns = dns;
     }
@@ -236,31 +188,16 @@ pub(super) fn result(previous: CniResult, made: Made<'_>) -> CniResult {
 
 fn default_routes(addresses: &[PodAddress]) -> impl Iterator<Item = Route> {
     let families = [
-        (
-            "0.0.0.0/0",
-            GATEWAY_V4,
-            addresses.iter().any(|address| address.address.is_ipv4()),
-        ),
-        (
-            "::/0",
-            GATEWAY_V6,
-            addresses.iter().any(|address| address.address.is_ipv6()),
-        ),
+        ("0.0.0.0/0", GATEWAY_V4, addresses.iter().any(|address| address.address.is_ipv4())),
+        ("::/0", GATEWAY_V6, addresses.iter().any(|address| address.address.is_ipv6())),
     ];
-    families
-        .into_iter()
-        .filter(|(_, _, present)| *present)
-        .map(|(dst, gateway, _)| Route {
-            dst: dst.to_owned(),
-            gw: Some(gateway.to_string()),
-            ..Route::default()
-        })
+    families.into_iter().filter(|(_, _, present)| *present).map(|(dst, gateway, _)| Route {
+        dst: dst.to_owned(),
+        gw: Some(gateway.to_string()),
+        ..Route::default()
+    })
 }
 
 fn link_gateway(address: IpAddr) -> IpAddr {
-    if address.is_ipv4() {
-        GATEWAY_V4
-    } else {
-        GATEWAY_V6
-    }
+    if address.is_ipv4() { GATEWAY_V4 } else { GATEWAY_V6 }
 }

@@ -12,11 +12,7 @@ use crate::spec::{CniError, Verb, code};
 /// Carries out DEL: ours first, so that no address is free for others while a pod still has it.
 /// Neither the namespace nor prevResult is looked at; both may be gone.
 pub(super) fn del(invocation: &Invocation) -> Result<(), CniError> {
-    let Invocation {
-        environment,
-        conf,
-        stdin,
-    } = invocation;
+    let Invocation { environment, conf, stdin } = invocation;
     tell_or_queue(invocation)?;
     match Delegate::find(conf, environment, stdin)? {
         Some(delegate) => delegate.run(Verb::Del),
@@ -63,23 +59,14 @@ pub(super) fn tell(invocation: &Invocation) -> Result<Result<(), CniError>, Clie
 }
 
 fn request(invocation: &Invocation) -> DelRequest {
-    DelRequest {
-        attachment: invocation.environment.attachment(&invocation.conf),
-    }
+    DelRequest { attachment: invocation.environment.attachment(&invocation.conf) }
 }
 
 /// Carries out GC, by the daemon and by the delegate, whichever fails.
 pub(super) fn gc(invocation: &Invocation) -> Result<(), CniError> {
-    let Invocation {
-        environment,
-        conf,
-        stdin,
-    } = invocation;
+    let Invocation { environment, conf, stdin } = invocation;
     let valid = conf.valid_attachments()?;
-    let call = Call::Gc(GcRequest {
-        network: conf.name.clone(),
-        valid,
-    });
+    let call = Call::Gc(GcRequest { network: conf.name.clone(), valid });
     let ours = match client::ask(&conf.socket, call, None, client::DEADLINE) {
         Ok(Reply::Done) => Ok(()),
         Ok(Reply::Error(error)) => Err(error.into()),

@@ -14,11 +14,7 @@ use crate::spec::{CniError, Verb, code};
 
 /// Carries out CHECK, by the daemon and then by the delegate.
 pub(super) fn check(invocation: &Invocation) -> Result<(), CniError> {
-    let Invocation {
-        environment,
-        conf,
-        stdin,
-    } = invocation;
+    let Invocation { environment, conf, stdin } = invocation;
     let Some(previous) = conf.prev_result()? else {
         let msg = "CHECK got no prevResult; send the result of the ADD";
         return Err(CniError::new(code::INVALID_CONFIG, msg));
@@ -55,37 +51,22 @@ pub(super) fn request(
             CniError::new(code::INVALID_CONFIG, msg)
         })?;
     let interface = |index: usize| previous.interfaces.get(index);
-    let host = index
-        .checked_sub(1)
-        .and_then(interface)
-        .filter(|host| host.sandbox.is_empty());
+    let host = index.checked_sub(1).and_then(interface).filter(|host| host.sandbox.is_empty());
     let ours = previous.ips.iter().filter(|ip| ip.interface == Some(index));
     Ok(CheckRequest {
         attachment,
         addresses: ours.map(|ip| ip.address.clone()).collect(),
-        mac: interface(index)
-            .map(|ours| ours.mac.clone())
-            .filter(|mac| !mac.is_empty()),
+        mac: interface(index).map(|ours| ours.mac.clone()).filter(|mac| !mac.is_empty()),
         host_ifname: host.map(|host| host.name.clone()),
-        routes: previous
-            .routes
-            .iter()
-            .map(|route| route.dst.clone())
-            .collect(),
+        routes: previous.routes.iter().map(|route| route.dst.clone()).collect(),
     })
 }
 
 /// Carries out STATUS. Whatever keeps the daemon from answering keeps an ADD from working, so it is
 /// code 50.
 pub(super) fn status(invocation: &Invocation) -> Result<(), CniError> {
-    let Invocation {
-        environment,
-        conf,
-        stdin,
-    } = invocation;
-    let call = Call::CniStatus {
-        delegated_ipam: conf.ipam.is_some(),
-    };
+    let Invocation { environment, conf, stdin } = invocation;
+    let call = Call::CniStatus { delegated_ipam: conf.ipam.is_some() };
     match client::ask(&conf.socket, call, None, client::DEADLINE) {
         Ok(Reply::Done) => {}
         Ok(Reply::Error(error)) => return Err(error.into()),

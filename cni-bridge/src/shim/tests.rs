@@ -32,12 +32,7 @@ fn reply(addresses: &[(&str, u8, Option<&str>)]) -> AddReply {
 }
 
 fn made<'a>(environment: &'a Environment, reply: &'a AddReply) -> Made<'a> {
-    Made {
-        environment,
-        reply,
-        routes: Vec::new(),
-        dns: Dns::default(),
-    }
+    Made { environment, reply, routes: Vec::new(), dns: Dns::default() }
 }
 
 #[test]
@@ -68,11 +63,7 @@ fn a_pod_of_one_family_has_only_that_default_route() {
     let environment = environment();
     let reply = reply(&[("fd00::5", 64, None)]);
     let result = attach::result(CniResult::default(), made(&environment, &reply));
-    let dsts: Vec<&str> = result
-        .routes
-        .iter()
-        .map(|route| route.dst.as_str())
-        .collect();
+    let dsts: Vec<&str> = result.routes.iter().map(|route| route.dst.as_str()).collect();
     assert_eq!(dsts, ["::/0"]);
 }
 
@@ -87,28 +78,12 @@ fn a_chained_result_is_appended_to_and_its_indices_stay_right() {
     };
     let previous = CniResult {
         interfaces: vec![earlier.clone()],
-        ips: vec![Ip {
-            address: "192.0.2.1/24".to_owned(),
-            gateway: None,
-            interface: Some(0),
-        }],
-        routes: vec![Route {
-            dst: "192.0.2.0/24".to_owned(),
-            ..Route::default()
-        }],
-        dns: Dns {
-            domain: "earlier".to_owned(),
-            ..Dns::default()
-        },
+        ips: vec![Ip { address: "192.0.2.1/24".to_owned(), gateway: None, interface: Some(0) }],
+        routes: vec![Route { dst: "192.0.2.0/24".to_owned(), ..Route::default() }],
+        dns: Dns { domain: "earlier".to_owned(), ..Dns::default() },
     };
-    let ours = Dns {
-        domain: "ours".to_owned(),
-        ..Dns::default()
-    };
-    let made = Made {
-        dns: ours,
-        ..made(&environment, &reply)
-    };
+    let ours = Dns { domain: "ours".to_owned(), ..Dns::default() };
+    let made = Made { dns: ours, ..made(&environment, &reply) };
     let result = attach::result(previous.clone(), made);
     assert_eq!(result.interfaces[0], earlier);
     assert_eq!(result.ips[0], previous.ips[0]);
@@ -122,21 +97,11 @@ fn a_chained_result_is_appended_to_and_its_indices_stay_right() {
 fn routes_of_ipam_follow_ours_and_its_default_is_not_listed_twice() {
     let environment = environment();
     let reply = reply(&[("10.244.1.5", 24, None)]);
-    let route = |dst: &str| Route {
-        dst: dst.to_owned(),
-        ..Route::default()
-    };
+    let route = |dst: &str| Route { dst: dst.to_owned(), ..Route::default() };
     let routes = vec![route("0.0.0.0/0"), route("10.96.0.0/12")];
-    let made = Made {
-        routes,
-        ..made(&environment, &reply)
-    };
+    let made = Made { routes, ..made(&environment, &reply) };
     let result = attach::result(CniResult::default(), made);
-    let dsts: Vec<&str> = result
-        .routes
-        .iter()
-        .map(|route| route.dst.as_str())
-        .collect();
+    let dsts: Vec<&str> = result.routes.iter().map(|route| route.dst.as_str()).collect();
     assert_eq!(dsts, ["0.0.0.0/0", "10.96.0.0/12"]);
 }
 
@@ -145,15 +110,8 @@ fn check_finds_its_own_part_of_a_longer_chain() {
     let environment = environment();
     let reply = reply(&[("10.244.1.5", 24, None), ("fd00::5", 64, None)]);
     let mut result = attach::result(CniResult::default(), made(&environment, &reply));
-    result.interfaces.push(Interface {
-        name: "ifb0".to_owned(),
-        ..Interface::default()
-    });
-    result.ips.push(Ip {
-        address: "192.0.2.1/24".to_owned(),
-        gateway: None,
-        interface: None,
-    });
+    result.interfaces.push(Interface { name: "ifb0".to_owned(), ..Interface::default() });
+    result.ips.push(Ip { address: "192.0.2.1/24".to_owned(), gateway: None, interface: None });
     let attachment = Attachment {
         network: "n".to_owned(),
         container_id: "c1".to_owned(),

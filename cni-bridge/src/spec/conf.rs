@@ -47,13 +47,7 @@ impl NetConf {
         let name = network_name(&map)?.to_owned();
         let socket = socket(&map)?;
         let ipam = ipam_plugin(&map)?;
-        Ok(Self {
-            version,
-            name,
-            socket,
-            ipam,
-            map,
-        })
+        Ok(Self { version, name, socket, ipam, map })
     }
 
     /// The `prevResult` of the configuration, or `None` when there is none.
@@ -96,9 +90,8 @@ impl NetConf {
     /// on a guess. An empty list is a statement, and removes everything.
     pub fn valid_attachments(&self) -> Result<Vec<(String, String)>, CniError> {
         const KEYS: [&str; 2] = ["cni.dev/valid-attachments", "cni.dev/attachments"];
-        let Some((key, value)) = KEYS
-            .iter()
-            .find_map(|key| field(&self.map, key).map(|value| (key, value)))
+        let Some((key, value)) =
+            KEYS.iter().find_map(|key| field(&self.map, key).map(|value| (key, value)))
         else {
             let msg = format!(
                 "GC of network {} got no key {}; send the list of attachments to keep, an empty \
@@ -107,24 +100,14 @@ impl NetConf {
             );
             return Err(CniError::new(code::INVALID_CONFIG, msg));
         };
-        let entries = value
-            .as_array()
-            .ok_or_else(|| json::wrong(key, "a list", value))?;
-        entries
-            .iter()
-            .map(|entry| valid_attachment(key, entry))
-            .collect()
+        let entries = value.as_array().ok_or_else(|| json::wrong(key, "a list", value))?;
+        entries.iter().map(|entry| valid_attachment(key, entry)).collect()
     }
 }
 
 fn valid_attachment(key: &str, entry: &Value) -> Result<(String, String), CniError> {
     let expected = "a list of {\"containerID\": ..., \"ifname\": ...}";
-    let text = |name| {
-        entry
-            .as_object()
-            .and_then(|map| field(map, name))
-            .and_then(Value::as_str)
-    };
+    let text = |name| entry.as_object().and_then(|map| field(map, name)).and_then(Value::as_str);
     match (text("containerID"), text("ifname")) {
         (Some(id), Some(ifname)) => Ok((id.to_owned(), ifname.to_owned())),
         _ => Err(json::wrong(key, expected, entry)),
@@ -183,11 +166,9 @@ fn socket(map: &Map<String, Value>) -> Result<PathBuf, CniError> {
     match json::string(map, "socket", "socket")? {
         None => Ok(PathBuf::from(SOCKET_DEFAULT)),
         Some(path) if path.starts_with('/') && !path.contains('\0') => Ok(PathBuf::from(path)),
-        Some(path) => Err(json::invalid(
-            "socket",
-            &format!("{path:?}"),
-            "it must be an absolute path",
-        )),
+        Some(path) => {
+            Err(json::invalid("socket", &format!("{path:?}"), "it must be an absolute path"))
+        }
     }
 }
 

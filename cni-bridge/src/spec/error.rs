@@ -45,11 +45,7 @@ pub struct CniError {
 impl CniError {
     /// An error without details.
     pub fn new(code: u32, msg: impl Into<String>) -> Self {
-        Self {
-            code,
-            msg: msg.into(),
-            details: String::new(),
-        }
+        Self { code, msg: msg.into(), details: String::new() }
     }
 
     /// The same error with `details`, after those it has.
@@ -80,12 +76,7 @@ impl CniError {
         let value: Value = serde_json::from_slice(bytes).ok()?;
         let map = value.as_object()?;
         let code = field(map, "code")?.as_u64()?;
-        let text = |key| {
-            field(map, key)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-                .to_owned()
-        };
+        let text = |key| field(map, key).and_then(Value::as_str).unwrap_or_default().to_owned();
         Some(Self {
             code: u32::try_from(code).unwrap_or(code::GENERIC),
             msg: text("msg"),
@@ -96,10 +87,6 @@ impl CniError {
 
 impl From<CallError> for CniError {
     fn from(error: CallError) -> Self {
-        Self {
-            code: error.code,
-            msg: error.msg,
-            details: error.details,
-        }
+        Self { code: error.code, msg: error.msg, details: error.details }
     }
 }

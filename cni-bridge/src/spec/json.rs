@@ -10,9 +10,7 @@ use super::error::{CniError, code};
 /// The value of `key`, matched exactly or else in any case; `null` counts as absent.
 pub fn field<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
     let folded = || map.iter().find(|(name, _)| name.eq_ignore_ascii_case(key));
-    map.get(key)
-        .or_else(|| folded().map(|(_, value)| value))
-        .filter(|value| !value.is_null())
+    map.get(key).or_else(|| folded().map(|(_, value)| value)).filter(|value| !value.is_null())
 }
 
 /// The object at `key`, or `None` when the key is absent.
@@ -27,10 +25,7 @@ pub fn object<'a>(
     let Some(value) = field(map, key) else {
         return Ok(None);
     };
-    value
-        .as_object()
-        .map(Some)
-        .ok_or_else(|| wrong(path, "an object", value))
+    value.as_object().map(Some).ok_or_else(|| wrong(path, "an object", value))
 }
 
 /// The string at `key`, or `None` when the key is absent.
@@ -45,10 +40,7 @@ pub fn string<'a>(
     let Some(value) = field(map, key) else {
         return Ok(None);
     };
-    value
-        .as_str()
-        .map(Some)
-        .ok_or_else(|| wrong(path, "a string", value))
+    value.as_str().map(Some).ok_or_else(|| wrong(path, "a string", value))
 }
 
 /// The list at `key`; an absent key is an empty list.
@@ -63,10 +55,7 @@ pub fn list<'a>(
     let Some(value) = field(map, key) else {
         return Ok(&[]);
     };
-    value
-        .as_array()
-        .map(Vec::as_slice)
-        .ok_or_else(|| wrong(path, "a list", value))
+    value.as_array().map(Vec::as_slice).ok_or_else(|| wrong(path, "a list", value))
 }
 
 /// The strings of the list at `key`; an absent key is an empty list.
@@ -80,11 +69,7 @@ pub fn strings<'a>(
 ) -> Result<Vec<&'a str>, CniError> {
     list(map, key, path)?
         .iter()
-        .map(|value| {
-            value
-                .as_str()
-                .ok_or_else(|| wrong(path, "a list of strings", value))
-        })
+        .map(|value| value.as_str().ok_or_else(|| wrong(path, "a list of strings", value)))
         .collect()
 }
 

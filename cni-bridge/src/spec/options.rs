@@ -60,10 +60,7 @@ impl AddOptions {
             mac: mac(runtime, cni, &args)?,
             ips: ips(runtime, cni, &args)?,
             ranges: ranges(runtime)?,
-            pod_namespace: args
-                .find("K8S_POD_NAMESPACE")
-                .unwrap_or_default()
-                .to_owned(),
+            pod_namespace: args.find("K8S_POD_NAMESPACE").unwrap_or_default().to_owned(),
             pod_name: args.find("K8S_POD_NAME").unwrap_or_default().to_owned(),
         })
     }
@@ -75,11 +72,7 @@ struct CniArgs<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> CniArgs<'a> {
     fn parse(text: &'a str) -> Self {
-        Self(
-            text.split(';')
-                .filter_map(|pair| pair.trim().split_once('='))
-                .collect(),
-        )
+        Self(text.split(';').filter_map(|pair| pair.trim().split_once('=')).collect())
     }
 
     /// The value of `key`; an empty one counts as absent.
@@ -98,11 +91,7 @@ fn mtu(map: &Map<String, Value>) -> Result<Option<u32>, CniError> {
     let mtu = value.as_u64().and_then(|mtu| u32::try_from(mtu).ok());
     match mtu.filter(|mtu| (MTU_MIN..=MTU_MAX).contains(mtu)) {
         Some(mtu) => Ok(Some(mtu)),
-        None => Err(json::wrong(
-            "mtu",
-            &format!("a number from {MTU_MIN} to {MTU_MAX}"),
-            value,
-        )),
+        None => Err(json::wrong("mtu", &format!("a number from {MTU_MIN} to {MTU_MAX}"), value)),
     }
 }
 
@@ -114,17 +103,13 @@ fn mac(
     for (map, path) in [(runtime, "runtimeConfig.mac"), (cni, "args.cni.mac")] {
         if let Some(text) = json::string(map, "mac", path)?.filter(|text| !text.is_empty()) {
             let mac = parse_mac(text);
-            return mac
-                .map(Some)
-                .map_err(|why| json::invalid(path, &format!("{text:?}"), why));
+            return mac.map(Some).map_err(|why| json::invalid(path, &format!("{text:?}"), why));
         }
     }
     let Some(text) = args.find("MAC") else {
         return Ok(None);
     };
-    parse_mac(text)
-        .map(Some)
-        .map_err(|why| in_args("MAC", text, why))
+    parse_mac(text).map(Some).map_err(|why| in_args("MAC", text, why))
 }
 
 /// Reads six pairs of hexadecimal digits between colons or hyphens; gives them back in lower case
@@ -186,21 +171,14 @@ fn ranges(runtime: &Map<String, Value>) -> Result<Vec<Vec<IpRange>>, CniError> {
     const PATH: &str = "runtimeConfig.ipRanges";
     let sets = json::list(runtime, "ipRanges", PATH)?;
     let read_set = |set: &Value| {
-        let ranges = set
-            .as_array()
-            .ok_or_else(|| json::wrong(PATH, "a list of lists", set))?;
-        ranges
-            .iter()
-            .map(|range| parse_range(PATH, range))
-            .collect()
+        let ranges = set.as_array().ok_or_else(|| json::wrong(PATH, "a list of lists", set))?;
+        ranges.iter().map(|range| parse_range(PATH, range)).collect()
     };
     sets.iter().map(read_set).collect()
 }
 
 fn parse_range(path: &str, value: &Value) -> Result<IpRange, CniError> {
-    let map = value
-        .as_object()
-        .ok_or_else(|| json::wrong(path, "made of objects", value))?;
+    let map = value.as_object().ok_or_else(|| json::wrong(path, "made of objects", value))?;
     let subnet = json::string(map, "subnet", &format!("{path}.subnet"))?
         .filter(|text| super::result::parse_cidr(text).is_some())
         .ok_or_else(|| json::wrong(path, "made of ranges with a subnet in CIDR notation", value))?;
@@ -210,9 +188,7 @@ fn parse_range(path: &str, value: &Value) -> Result<IpRange, CniError> {
             return Ok(None);
         };
         let why = "it must be an address";
-        text.parse()
-            .map(Some)
-            .map_err(|_| json::invalid(&path, &format!("{text:?}"), why))
+        text.parse().map(Some).map_err(|_| json::invalid(&path, &format!("{text:?}"), why))
     };
     Ok(IpRange {
         subnet: subnet.to_owned(),
@@ -226,9 +202,7 @@ fn parse_range(path: &str, value: &Value) -> Result<IpRange, CniError> {
 fn refuse_port_mappings(runtime: &Map<String, Value>) -> Result<(), CniError> {
     const PATH: &str = "runtimeConfig.portMappings";
     for entry in json::list(runtime, "portMappings", PATH)? {
-        let map = entry
-            .as_object()
-            .ok_or_else(|| json::wrong(PATH, "made of objects", entry))?;
+        let map = entry.as_object().ok_or_else(|| json::wrong(PATH, "made of objects", entry))?;
         if field(map, "hostPort").is_some_and(|port| port.as_u64() != Some(0)) {
             return Err(unsupported(PATH, entry));
         }
@@ -245,10 +219,7 @@ fn refuse_bandwidth(
     let empty = Map::new();
     let capability = json::object(runtime, "bandwidth", PATH)?.unwrap_or(&empty);
     for rate in RATES {
-        for (map, path) in [
-            (map, rate.to_owned()),
-            (capability, format!("{PATH}.{rate}")),
-        ] {
+        for (map, path) in [(map, rate.to_owned()), (capability, format!("{PATH}.{rate}"))] {
             match field(map, rate).filter(|value| value.as_u64() != Some(0)) {
                 Some(value) => return Err(unsupported(&path, value)),
                 None => continue,
@@ -268,9 +239,6 @@ fn unsupported(path: &str, value: &Value) -> CniError {
 }
 
 fn in_args(key: &str, value: &str, why: &str) -> CniError {
-    let msg = format!(
-        "{key}={} of CNI_ARGS cannot be used: {why}",
-        json::brief(value)
-    );
+    let msg = format!("{key}={} of CNI_ARGS cannot be used: {why}", json::brief(value));
     CniError::new(code::ENVIRONMENT, msg)
 }

@@ -37,19 +37,13 @@ pub struct Interface {
     /// Name of the interface.
     pub name: String,
     /// Hardware address; empty when it has none.
-    #[serde(
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "String::is_empty"
-    )]
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
     pub mac: String,
     /// MTU in bytes; since 1.1.0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u64>,
     /// Path of the namespace; empty for an interface on the host.
-    #[serde(
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "String::is_empty"
-    )]
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
     pub sandbox: String,
     /// Path of a socket that stands for the interface; since 1.1.0.
     #[serde(rename = "socketPath", skip_serializing_if = "Option::is_none")]
@@ -102,28 +96,16 @@ pub struct Route {
 #[serde(default)]
 pub struct Dns {
     /// Addresses of name servers.
-    #[serde(
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub nameservers: Vec<String>,
     /// Local domain.
-    #[serde(
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "String::is_empty"
-    )]
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "String::is_empty")]
     pub domain: String,
     /// Search list.
-    #[serde(
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub search: Vec<String>,
     /// Options of the resolver.
-    #[serde(
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(deserialize_with = "null_is_default", skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
 }
 
@@ -148,10 +130,7 @@ pub fn parse_cidr(text: &str) -> Option<(IpAddr, u8)> {
     let (address, length) = text.split_once('/')?;
     let address: IpAddr = address.parse().ok()?;
     // `parse` would take a sign.
-    let length = length
-        .bytes()
-        .all(|byte| byte.is_ascii_digit())
-        .then_some(length)?;
+    let length = length.bytes().all(|byte| byte.is_ascii_digit()).then_some(length)?;
     let length: u8 = length.parse().ok()?;
     let length_max = if address.is_ipv4() { 32 } else { 128 };
     (length <= length_max).then_some((address, length))
@@ -169,10 +148,8 @@ impl CniResult {
                 "{origin} has cniVersion {text:?}, viaduct-cni supports {:?}",
                 CniVersion::names()
             );
-            return Err(
-                CniError::new(code::INCOMPATIBLE_VERSION, "incompatible CNI versions")
-                    .with_details(details),
-            );
+            return Err(CniError::new(code::INCOMPATIBLE_VERSION, "incompatible CNI versions")
+                .with_details(details));
         }
         let malformed = |why: String| {
             let msg = format!("{origin} is not a CNI result; repair the plugin that made it");
@@ -193,33 +170,17 @@ impl CniResult {
                     ip.address
                 ));
             }
-            if ip
-                .interface
-                .is_some_and(|index| index >= result.interfaces.len())
-            {
-                return malformed(format!(
-                    "{} names an interface that is not listed",
-                    ip.address
-                ));
+            if ip.interface.is_some_and(|index| index >= result.interfaces.len()) {
+                return malformed(format!("{} names an interface that is not listed", ip.address));
             }
         }
         let gateways = result.ips.iter().filter_map(|ip| ip.gateway.as_deref());
         let hops = result.routes.iter().filter_map(|route| route.gw.as_deref());
-        if let Some(text) = gateways
-            .chain(hops)
-            .find(|text| text.parse::<IpAddr>().is_err())
-        {
+        if let Some(text) = gateways.chain(hops).find(|text| text.parse::<IpAddr>().is_err()) {
             return malformed(format!("gateway {text:?} is no address"));
         }
-        if let Some(route) = result
-            .routes
-            .iter()
-            .find(|route| parse_cidr(&route.dst).is_none())
-        {
-            return malformed(format!(
-                "routes[].dst {:?} is not in CIDR notation",
-                route.dst
-            ));
+        if let Some(route) = result.routes.iter().find(|route| parse_cidr(&route.dst).is_none()) {
+            return malformed(format!("routes[].dst {:?} is not in CIDR notation", route.dst));
         }
         Ok(result)
     }
@@ -227,17 +188,10 @@ impl CniResult {
     /// Writes the result in the shape of `version`.
     pub fn render(&self, version: CniVersion) -> Value {
         let newest = version >= CniVersion::V1_1_0;
-        let interfaces: Vec<Value> = self
-            .interfaces
-            .iter()
-            .map(|interface| interface.render(newest))
-            .collect();
+        let interfaces: Vec<Value> =
+            self.interfaces.iter().map(|interface| interface.render(newest)).collect();
         let ips: Vec<Value> = self.ips.iter().map(|ip| ip.render(version)).collect();
-        let routes: Vec<Value> = self
-            .routes
-            .iter()
-            .map(|route| route.render(newest))
-            .collect();
+        let routes: Vec<Value> = self.routes.iter().map(|route| route.render(newest)).collect();
         let mut map = Map::new();
         map.insert("cniVersion".to_owned(), Value::from(version.as_str()));
         for (key, list) in [("interfaces", interfaces), ("ips", ips), ("routes", routes)] {
@@ -258,12 +212,7 @@ impl Interface {
         if newest {
             return json!(self);
         }
-        json!(Self {
-            mtu: None,
-            socket_path: None,
-            pci_id: None,
-            ..self.clone()
-        })
+        json!(Self { mtu: None, socket_path: None, pci_id: None, ..self.clone() })
     }
 }
 
@@ -285,10 +234,6 @@ impl Route {
         if newest {
             return json!(self);
         }
-        json!(Self {
-            dst: self.dst.clone(),
-            gw: self.gw.clone(),
-            ..Self::default()
-        })
+        json!(Self { dst: self.dst.clone(), gw: self.gw.clone(), ..Self::default() })
     }
 }

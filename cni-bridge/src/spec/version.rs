@@ -24,13 +24,8 @@ pub enum CniVersion {
 
 impl CniVersion {
     /// Every version spoken, oldest first: the answer to VERSION.
-    pub const ALL: [Self; 5] = [
-        Self::V0_3_0,
-        Self::V0_3_1,
-        Self::V0_4_0,
-        Self::V1_0_0,
-        Self::V1_1_0,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
 
     /// The newest version spoken; error objects carry it when the request named none of ours.
     pub const NEWEST: Self = Self::V1_1_0;
@@ -48,9 +43,7 @@ impl CniVersion {
 
     /// The version named `text`, or `None` when we do not speak it.
     pub fn find(text: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|version| version.as_str() == text)
+        Self::ALL.into_iter().find(|version| version.as_str() == text)
     }
 
     /// The version that a configuration asks for.
@@ -68,10 +61,8 @@ impl CniVersion {
             None => "the configuration has no cniVersion".to_owned(),
         };
         let details = format!("{asked}, viaduct-cni supports {:?}", Self::names());
-        Err(
-            CniError::new(code::INCOMPATIBLE_VERSION, "incompatible CNI versions")
-                .with_details(details),
-        )
+        Err(CniError::new(code::INCOMPATIBLE_VERSION, "incompatible CNI versions")
+            .with_details(details))
     }
 
     /// The names of [`CniVersion::ALL`].
@@ -105,14 +96,8 @@ pub enum Verb {
 
 impl Verb {
     /// Every verb.
-    pub const ALL: [Self; 6] = [
-        Self::Add,
-        Self::Del,
-        Self::Check,
-        Self::Status,
-        Self::Gc,
-        Self::Version,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Add, Self::Del, Self::Check, Self::Status, Self::Gc, Self::Version];
 
     /// The verb as `CNI_COMMAND` spells it.
     pub fn as_str(self) -> &'static str {
@@ -153,9 +138,7 @@ impl Verb {
             self.as_str(),
             self.since()
         );
-        Err(
-            CniError::new(code::INCOMPATIBLE_VERSION, "incompatible CNI versions")
-                .with_details(details),
-        )
+        Err(CniError::new(code::INCOMPATIBLE_VERSION, "incompatible CNI versions")
+            .with_details(details))
     }
 }

@@ -60,22 +60,14 @@ fn add_sends_what_ipam_allocated_and_shows_its_routes_and_dns() {
     let run = call("ADD", dir.path(), &conf);
     assert!(run.ok, "{}", run.stdout);
     let result = run.json();
-    let dsts: Vec<&Value> = result["routes"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|route| &route["dst"])
-        .collect();
+    let dsts: Vec<&Value> =
+        result["routes"].as_array().unwrap().iter().map(|route| &route["dst"]).collect();
     assert_eq!(dsts, ["0.0.0.0/0", "::/0", "10.96.0.0/12"]);
     assert_eq!(result["dns"], json!({"nameservers": ["10.96.0.10"]}));
 
     let asked = daemon.asked();
-    let [(Call::Add(request), Some(_))] = asked.as_slice() else {
-        panic!("{asked:?}")
-    };
-    let Addressing::Delegated(addresses) = &request.addressing else {
-        panic!("{request:?}")
-    };
+    let [(Call::Add(request), Some(_))] = asked.as_slice() else { panic!("{asked:?}") };
+    let Addressing::Delegated(addresses) = &request.addressing else { panic!("{request:?}") };
     assert_eq!(addresses[0].address, "10.9.0.7".parse::<IpAddr>().unwrap());
     assert_eq!(addresses[0].prefix_len, 16);
     assert_eq!(addresses[0].gateway, Some("10.9.0.1".parse().unwrap()));
@@ -102,10 +94,7 @@ fn the_delegates_error_is_ours_and_reaches_no_daemon() {
     let dir = tempfile::tempdir().unwrap();
     let daemon = FakeDaemon::willing(dir.path());
     let conf = delegating(dir.path(), json!({}));
-    install(
-        dir.path(),
-        r#"echo '{"cniVersion":"1.1.0","code":110,"msg":"none left"}'; exit 1"#,
-    );
+    install(dir.path(), r#"echo '{"cniVersion":"1.1.0","code":110,"msg":"none left"}'; exit 1"#);
     let run = call("ADD", dir.path(), &conf);
     assert_eq!((run.code(), &run.json()["msg"]), (110, &json!("none left")));
     install(dir.path(), "echo oops >&2; exit 3");
@@ -145,12 +134,7 @@ fn every_verb_is_forwarded_after_ours() {
         call(verb, dir.path(), &conf).silent();
     }
     assert_eq!(log(dir.path()), ["DEL c1", "CHECK c1", "GC ", "STATUS "]);
-    assert_eq!(
-        daemon.asked().last().unwrap().0,
-        Call::CniStatus {
-            delegated_ipam: true
-        }
-    );
+    assert_eq!(daemon.asked().last().unwrap().0, Call::CniStatus { delegated_ipam: true });
 }
 
 #[test]
@@ -162,11 +146,7 @@ fn del_releases_also_while_the_daemon_is_away_but_not_what_it_refuses_to_detach(
     assert_eq!(log(dir.path()), ["DEL c1"]);
     let _daemon = FakeDaemon::failing(dir.path(), 5);
     assert_eq!(call("DEL", dir.path(), &conf).code(), 5);
-    assert_eq!(
-        log(dir.path()),
-        ["DEL c1"],
-        "a pod may still have the address"
-    );
+    assert_eq!(log(dir.path()), ["DEL c1"], "a pod may still have the address");
 }
 
 #[test]
@@ -212,10 +192,7 @@ fn a_delegate_that_writes_without_end_is_cut_off() {
     let dir = tempfile::tempdir().unwrap();
     let _daemon = FakeDaemon::willing(dir.path());
     install(dir.path(), "[ $CNI_COMMAND = ADD ] && yes; exit 0");
-    assert_eq!(
-        call("ADD", dir.path(), &delegating(dir.path(), json!({}))).code(),
-        6
-    );
+    assert_eq!(call("ADD", dir.path(), &delegating(dir.path(), json!({}))).code(), 6);
 }
 
 #[test]
@@ -234,12 +211,8 @@ fn the_reference_static_plugin_allocates_whatever_versions_it_speaks() {
         assert!(run.ok, "{version}: {}", run.stdout);
         assert_eq!(run.json()["routes"][2]["gw"], "10.10.0.253", "{version}");
         let asked = daemon.asked();
-        let Some((Call::Add(request), _)) = asked.last() else {
-            panic!("{asked:?}")
-        };
-        let Addressing::Delegated(addresses) = &request.addressing else {
-            panic!("{request:?}")
-        };
+        let Some((Call::Add(request), _)) = asked.last() else { panic!("{asked:?}") };
+        let Addressing::Delegated(addresses) = &request.addressing else { panic!("{request:?}") };
         assert_eq!(addresses[0].gateway, Some("10.10.0.254".parse().unwrap()));
     }
 }

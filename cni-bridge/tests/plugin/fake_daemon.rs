@@ -40,12 +40,7 @@ impl FakeDaemon {
                 serve(stream.unwrap(), &log, &answer);
             }
         });
-        Self {
-            socket,
-            asked,
-            stop,
-            thread: Some(thread),
-        }
+        Self { socket, asked, stop, thread: Some(thread) }
     }
 
     /// Answers everything with success.
@@ -62,11 +57,7 @@ impl FakeDaemon {
     pub fn failing(dir: &Path, code: u32) -> Self {
         Self::start(dir, move |_| {
             let details = "d".to_owned();
-            Some(Reply::Error(CallError {
-                code,
-                msg: "refused".to_owned(),
-                details,
-            }))
+            Some(Reply::Error(CallError { code, msg: "refused".to_owned(), details }))
         })
     }
 
@@ -106,10 +97,7 @@ fn serve(mut stream: UnixStream, log: &Mutex<Vec<Asked>>, answer: &dyn Fn(&Call)
     };
     assert_eq!(request.version, PROTOCOL_VERSION);
     let file = descriptor.map(|descriptor| File::from(descriptor).metadata().unwrap());
-    log.lock().unwrap().push((
-        request.call.clone(),
-        file.map(|file| (file.dev(), file.ino())),
-    ));
+    log.lock().unwrap().push((request.call.clone(), file.map(|file| (file.dev(), file.ino()))));
     if let Some(reply) = answer(&request.call) {
         let _ = stream.write_all(&frame::encode(&reply).unwrap());
     }

@@ -32,40 +32,26 @@ impl Run {
         let error = self.json();
         assert!(!self.ok, "{error}");
         assert!(error["cniVersion"].is_string(), "{error}");
-        assert!(
-            error["msg"].as_str().is_some_and(|msg| !msg.is_empty()),
-            "{error}"
-        );
+        assert!(error["msg"].as_str().is_some_and(|msg| !msg.is_empty()), "{error}");
         error["code"].as_u64().expect("a code")
     }
 
     /// Asserts success without a word on standard output.
     fn silent(&self) {
-        assert!(
-            self.ok && self.stdout.is_empty(),
-            "{:?} {:?}",
-            self.stdout,
-            self.stderr
-        );
+        assert!(self.ok && self.stdout.is_empty(), "{:?} {:?}", self.stdout, self.stderr);
     }
 }
 
 /// The environment of `verb` as a runtime makes it; the test's own namespace stands for the pod's.
 fn environment(verb: &str) -> Vec<(&'static str, String)> {
-    let mut pairs = vec![
-        ("CNI_COMMAND", verb.to_owned()),
-        ("CNI_PATH", "/nowhere".to_owned()),
-    ];
+    let mut pairs = vec![("CNI_COMMAND", verb.to_owned()), ("CNI_PATH", "/nowhere".to_owned())];
     if matches!(verb, "ADD" | "DEL" | "CHECK") {
         pairs.extend([
             ("CNI_CONTAINERID", "c1".to_owned()),
             ("CNI_NETNS", "/proc/self/ns/net".to_owned()),
             ("CNI_NETNS_OVERRIDE", "1".to_owned()),
             ("CNI_IFNAME", "eth0".to_owned()),
-            (
-                "CNI_ARGS",
-                "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=web".to_owned(),
-            ),
+            ("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=web".to_owned()),
         ]);
     }
     pairs

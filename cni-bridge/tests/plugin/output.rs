@@ -9,11 +9,7 @@ use super::{call, conf, environment, run};
 fn called_by_hand_it_introduces_itself_on_standard_error() {
     let run = run(&[], b"");
     assert!(run.ok && run.stdout.is_empty());
-    assert!(
-        run.stderr.contains("viaduct-cni") && run.stderr.contains("1.1.0"),
-        "{}",
-        run.stderr
-    );
+    assert!(run.stderr.contains("viaduct-cni") && run.stderr.contains("1.1.0"), "{}", run.stderr);
 }
 
 #[test]
@@ -23,17 +19,11 @@ fn a_verb_that_does_not_exist_is_code_4() {
 
 #[test]
 fn a_missing_variable_is_code_4_and_named() {
-    let pairs = [
-        ("CNI_COMMAND", "ADD".to_owned()),
-        ("CNI_IFNAME", "eth0".to_owned()),
-    ];
+    let pairs = [("CNI_COMMAND", "ADD".to_owned()), ("CNI_IFNAME", "eth0".to_owned())];
     let run = run(&pairs, br#"{"cniVersion":"0.4.0","name":"n"}"#);
     assert_eq!(run.code(), 4);
     let error = run.json();
-    assert_eq!(
-        error["msg"],
-        "required env variables [CNI_CONTAINERID,CNI_NETNS] missing"
-    );
+    assert_eq!(error["msg"], "required env variables [CNI_CONTAINERID,CNI_NETNS] missing");
     assert_eq!(error["cniVersion"], "0.4.0");
 }
 
@@ -51,12 +41,7 @@ fn broken_input_is_an_error_object_of_its_code() {
     for (stdin, code) in cases {
         for verb in ["ADD", "DEL"] {
             let run = run(&environment(verb), stdin);
-            assert_eq!(
-                run.code(),
-                code,
-                "{verb} {:?}",
-                String::from_utf8_lossy(stdin)
-            );
+            assert_eq!(run.code(), code, "{verb} {:?}", String::from_utf8_lossy(stdin));
         }
     }
     let huge = vec![b' '; (1 << 20) + 1];

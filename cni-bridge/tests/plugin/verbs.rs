@@ -42,27 +42,16 @@ fn add_sends_the_namespace_and_the_wishes_and_prints_the_result() {
     assert_eq!(run.json(), golden);
 
     let asked = daemon.asked();
-    let [(Call::Add(request), Some(netns))] = asked.as_slice() else {
-        panic!("{asked:?}")
-    };
+    let [(Call::Add(request), Some(netns))] = asked.as_slice() else { panic!("{asked:?}") };
     assert_eq!(*netns, own_netns());
     assert_eq!(request.attachment.network, "viaduct");
     assert_eq!(request.attachment.container_id, "c1");
     assert_eq!(request.attachment.ifname, "eth0");
     assert_eq!(request.netns, "/proc/self/ns/net");
-    assert_eq!(
-        (request.pod_namespace.as_str(), request.pod_name.as_str()),
-        ("ns", "web")
-    );
+    assert_eq!((request.pod_namespace.as_str(), request.pod_name.as_str()), ("ns", "web"));
     assert_eq!(request.mtu, Some(1400));
     let requested = vec!["10.244.1.5".parse().unwrap()];
-    assert_eq!(
-        request.addressing,
-        Addressing::Embedded {
-            requested,
-            ranges: vec![]
-        }
-    );
+    assert_eq!(request.addressing, Addressing::Embedded { requested, ranges: vec![] });
 }
 
 #[test]
@@ -72,11 +61,7 @@ fn add_answers_in_the_version_of_the_configuration() {
     for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         let result = call("ADD", &conf(dir.path(), json!({"cniVersion": version}))).json();
         assert_eq!(result["cniVersion"], version);
-        assert_eq!(
-            result["ips"][0].get("version").is_some(),
-            version < "1.0.0",
-            "{version}"
-        );
+        assert_eq!(result["ips"][0].get("version").is_some(), version < "1.0.0", "{version}");
         let mtu = result["interfaces"][1].get("mtu");
         assert_eq!(mtu.is_some(), version == "1.1.0", "{version}");
     }
@@ -90,10 +75,7 @@ fn an_error_of_the_daemon_is_the_plugins_error() {
         let run = call(verb, &conf(dir.path(), json!({})));
         assert_eq!(run.code(), 117, "{verb}");
         let error = run.json();
-        assert_eq!(
-            (&error["msg"], &error["details"]),
-            (&json!("refused"), &json!("d"))
-        );
+        assert_eq!((&error["msg"], &error["details"]), (&json!("refused"), &json!("d")));
     }
 }
 
@@ -119,10 +101,7 @@ fn a_broken_off_add_is_detached_again_and_to_be_tried_again() {
     });
     assert_eq!(call("ADD", &conf(dir.path(), json!({}))).code(), 11);
     let asked = daemon.asked();
-    assert!(
-        matches!(asked.as_slice(), [(Call::Add(_), _), (Call::Del(_), None)]),
-        "{asked:?}"
-    );
+    assert!(matches!(asked.as_slice(), [(Call::Add(_), _), (Call::Del(_), None)]), "{asked:?}");
 }
 
 #[test]
@@ -142,12 +121,7 @@ fn del_looks_at_neither_namespace_nor_previous_result() {
         run(&pairs, conf.to_string().as_bytes()).silent();
     }
     assert_eq!(daemon.asked().len(), 2);
-    assert!(
-        daemon
-            .asked()
-            .iter()
-            .all(|(_, descriptor)| descriptor.is_none())
-    );
+    assert!(daemon.asked().iter().all(|(_, descriptor)| descriptor.is_none()));
 }
 
 #[test]
@@ -156,9 +130,7 @@ fn del_without_a_daemon_succeeds_and_is_queued_once() {
     call("DEL", &conf(dir.path(), json!({}))).silent();
     call("DEL", &conf(dir.path(), json!({}))).silent();
     let waiting = queue::read(&dir.path().join("del-queue"));
-    let [(_, request)] = waiting.as_slice() else {
-        panic!("{waiting:?}")
-    };
+    let [(_, request)] = waiting.as_slice() else { panic!("{waiting:?}") };
     assert_eq!(request.attachment.container_id, "c1");
 }
 
@@ -169,10 +141,7 @@ fn a_queued_del_is_carried_out_before_an_add_of_the_same_attachment() {
     let daemon = FakeDaemon::willing(dir.path());
     assert!(call("ADD", &conf(dir.path(), json!({}))).ok);
     let asked = daemon.asked();
-    assert!(
-        matches!(asked.as_slice(), [(Call::Del(_), _), (Call::Add(_), _)]),
-        "{asked:?}"
-    );
+    assert!(matches!(asked.as_slice(), [(Call::Del(_), _), (Call::Add(_), _)]), "{asked:?}");
     assert!(queue::read(&dir.path().join("del-queue")).is_empty());
 }
 
@@ -195,18 +164,12 @@ fn check_sends_what_the_previous_result_says_of_our_interface() {
         let check = json!({"cniVersion": version, "prevResult": result});
         call("CHECK", &conf(dir.path(), check)).silent();
         let asked = daemon.asked();
-        let Some((Call::Check(request), Some(netns))) = asked.last() else {
-            panic!("{asked:?}")
-        };
+        let Some((Call::Check(request), Some(netns))) = asked.last() else { panic!("{asked:?}") };
         assert_eq!(*netns, own_netns());
         assert_eq!(request.addresses, ["10.244.1.5/24", "fd00::5/64"]);
         assert_eq!(request.host_ifname.as_deref(), Some("vd0123456789ab"));
     }
-    assert_eq!(
-        call("CHECK", &conf(dir.path(), json!({}))).code(),
-        7,
-        "no prevResult"
-    );
+    assert_eq!(call("CHECK", &conf(dir.path(), json!({}))).code(), 7, "no prevResult");
 }
 
 #[test]
@@ -216,15 +179,9 @@ fn gc_sends_the_list_and_refuses_to_guess_one() {
     assert_eq!(call("GC", &conf(dir.path(), json!({}))).code(), 7);
     assert!(daemon.asked().is_empty());
     let list = json!([{"containerID": "c1", "ifname": "eth0"}]);
-    call(
-        "GC",
-        &conf(dir.path(), json!({"cni.dev/valid-attachments": list})),
-    )
-    .silent();
+    call("GC", &conf(dir.path(), json!({"cni.dev/valid-attachments": list}))).silent();
     let asked = daemon.asked();
-    let [(Call::Gc(request), None)] = asked.as_slice() else {
-        panic!("{asked:?}")
-    };
+    let [(Call::Gc(request), None)] = asked.as_slice() else { panic!("{asked:?}") };
     assert_eq!(request.network, "viaduct");
     assert_eq!(request.valid, [("c1".to_owned(), "eth0".to_owned())]);
 }
@@ -234,15 +191,7 @@ fn status_is_silent_when_the_daemon_is_willing() {
     let dir = tempfile::tempdir().unwrap();
     let daemon = FakeDaemon::willing(dir.path());
     call("STATUS", &conf(dir.path(), json!({}))).silent();
-    assert_eq!(
-        daemon.asked(),
-        [(
-            Call::CniStatus {
-                delegated_ipam: false
-            },
-            None
-        )]
-    );
+    assert_eq!(daemon.asked(), [(Call::CniStatus { delegated_ipam: false }, None)]);
 }
 
 #[test]

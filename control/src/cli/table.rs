@@ -23,10 +23,7 @@ impl<const COLUMNS: usize> Table<COLUMNS> {
     /// A table of these columns, without rows.
     pub(super) fn new(columns: [(Align, &str); COLUMNS]) -> Table<COLUMNS> {
         let titles = columns.map(|(_, title)| title.to_owned());
-        Table {
-            aligns: columns.map(|(align, _)| align),
-            lines: vec![titles],
-        }
+        Table { aligns: columns.map(|(align, _)| align), lines: vec![titles] }
     }
 
     /// Adds a row. Cells may come from a pod's creator: characters that would move the terminal's
@@ -69,11 +66,7 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell_and_numbers_stand_to_the_right() {
-        let mut table = Table::new([
-            (Align::Left, "POD"),
-            (Align::Right, "N"),
-            (Align::Left, "X"),
-        ]);
+        let mut table = Table::new([(Align::Left, "POD"), (Align::Right, "N"), (Align::Left, "X")]);
         table.row(["a/b-long".to_owned(), "7".to_owned(), String::new()]);
         table.row(["é".to_owned(), "1234".to_owned(), "y".to_owned()]);
         let expected = "\

@@ -27,9 +27,7 @@ fn daemon(reply: Reply) -> (TempDir, PathBuf, std::thread::JoinHandle<Call>) {
             let bytes = receive(&stream, &mut piece).expect("a request comes").bytes;
             decoder.push(&piece[..bytes]);
             if let Some(request) = decoder.decode::<Request>().expect("a request") {
-                stream
-                    .write_all(&encode(&reply).expect("a reply"))
-                    .expect("it is taken");
+                stream.write_all(&encode(&reply).expect("a reply")).expect("it is taken");
                 return request.call;
             }
         }
@@ -56,11 +54,7 @@ fn every_command_asks_for_its_listing_and_is_in_the_help() {
     ];
     let help = Arguments::command().render_long_help().to_string();
     for (command, listing, name) in all {
-        let value = if name == "status" {
-            json!({"ready": true})
-        } else {
-            json!([])
-        };
+        let value = if name == "status" { json!({"ready": true}) } else { json!([]) };
         let (result, out, call) = run_against(Reply::Listing(value.clone()), command);
         assert_eq!(result, Ok(()), "{name}");
         assert_eq!(call, Call::List(listing));
@@ -71,18 +65,12 @@ fn every_command_asks_for_its_listing_and_is_in_the_help() {
 
 #[test]
 fn the_socket_can_be_named_before_and_after_the_command() {
-    for line in [
-        ["viaduct", "--socket", "/s", "pods"],
-        ["viaduct", "pods", "--socket", "/s"],
-    ] {
+    for line in [["viaduct", "--socket", "/s", "pods"], ["viaduct", "pods", "--socket", "/s"]] {
         assert_eq!(Arguments::parse_from(line).socket, Path::new("/s"));
     }
     let default = Arguments::parse_from(["viaduct", "pods"]).socket;
     assert_eq!(default, Path::new("/run/viaduct/viaduct.sock"));
-    assert!(
-        Arguments::try_parse_from(["viaduct", "hostports"]).is_err(),
-        "it does not exist"
-    );
+    assert!(Arguments::try_parse_from(["viaduct", "hostports"]).is_err(), "it does not exist");
     Arguments::command().debug_assert();
 }
 
@@ -94,10 +82,7 @@ fn json_is_passed_on_with_keys_that_this_release_does_not_know() {
     assert_eq!(serde_json::from_str::<Value>(&out).expect("JSON"), rows);
     let (result, out, _) = run_against(Reply::Listing(rows), Command::Pods(TABLE));
     assert_eq!(result, Ok(()));
-    assert!(
-        out.lines().nth(1).expect("a row").starts_with("c "),
-        "{out}"
-    );
+    assert!(out.lines().nth(1).expect("a row").starts_with("c "), "{out}");
 }
 
 #[test]
@@ -118,23 +103,13 @@ fn no_daemon_is_one_sentence_with_socket_and_mend() {
 
 #[test]
 fn what_the_daemon_reports_is_passed_on() {
-    let error = CallError {
-        code: 100,
-        msg: "two versions".to_owned(),
-        details: "1 and 3".to_owned(),
-    };
+    let error =
+        CallError { code: 100, msg: "two versions".to_owned(), details: "1 and 3".to_owned() };
     let (result, out, _) = run_against(Reply::Error(error), Command::Pods(TABLE));
-    assert_eq!(
-        result,
-        Err("viaductd says: two versions: 1 and 3".to_owned())
-    );
+    assert_eq!(result, Err("viaductd says: two versions: 1 and 3".to_owned()));
     assert_eq!(out, "");
     let (result, ..) = run_against(Reply::Done, Command::Pods(TABLE));
-    assert!(
-        result
-            .expect_err("not a listing")
-            .contains("something else")
-    );
+    assert!(result.expect_err("not a listing").contains("something else"));
     let (result, ..) = run_against(Reply::Listing(json!("pods")), Command::Pods(TABLE));
     assert!(result.expect_err("not rows").contains("release"));
 }
@@ -147,10 +122,7 @@ fn status_fails_until_the_daemon_is_ready_but_shows_what_there_is() {
         let reply = Reply::Listing(json!(status));
         let (result, out, _) = run_against(reply, Command::Status(format));
         let error = result.expect_err("not ready");
-        assert!(
-            error.contains("not ready: pod fedcba987654 is on fallback"),
-            "{error}"
-        );
+        assert!(error.contains("not ready: pod fedcba987654 is on fallback"), "{error}");
         assert!(out.contains("0.1.0"));
     }
     status.ready = true;
@@ -173,12 +145,7 @@ fn status_shows_a_broken_law() {
 
 #[test]
 fn tables_have_a_line_per_row_and_fit_a_wide_terminal() {
-    let Report {
-        status,
-        pods,
-        ports,
-        ..
-    } = sample();
+    let Report { status, pods, ports, .. } = sample();
     let drops = drop_rows(&pods, &ports);
     let tables = [
         (views::status(&status), 14),
@@ -190,21 +157,13 @@ fn tables_have_a_line_per_row_and_fit_a_wide_terminal() {
     for (table, lines) in tables {
         assert_eq!(table.lines().count(), lines, "{table}");
         // Addresses and sentences stand last and may be longer.
-        assert!(
-            table.lines().all(|line| line.chars().count() <= 120),
-            "{table}"
-        );
+        assert!(table.lines().all(|line| line.chars().count() <= 120), "{table}");
     }
 }
 
 #[test]
 fn empty_listings_say_so() {
-    for table in [
-        views::pods(&[]),
-        views::ports(&[]),
-        views::routes(&[]),
-        views::drops(&[]),
-    ] {
+    for table in [views::pods(&[]), views::ports(&[]), views::routes(&[]), views::drops(&[])] {
         assert_eq!(table.lines().count(), 1);
     }
 }
@@ -212,12 +171,7 @@ fn empty_listings_say_so() {
 #[test]
 #[ignore = "prints tables and help for eyes: run with --ignored --nocapture"]
 fn prints_everything() {
-    let Report {
-        status,
-        pods,
-        ports,
-        ..
-    } = sample();
+    let Report { status, pods, ports, .. } = sample();
     println!("{}", views::status(&status));
     println!("{}", views::pods(&pods));
     println!("{}", views::ports(&ports));
@@ -226,12 +180,6 @@ fn prints_everything() {
     let mut command = Arguments::command();
     println!("{}", command.render_help());
     for name in ["status", "pods", "ports", "routes", "drops"] {
-        println!(
-            "{}",
-            command
-                .find_subcommand_mut(name)
-                .expect(name)
-                .render_long_help()
-        );
+        println!("{}", command.find_subcommand_mut(name).expect(name).render_long_help());
     }
 }

@@ -15,14 +15,7 @@ const DEVICE_NAME_MAX: usize = 15;
 
 /// A short block, and the workers with both laws.
 pub(super) fn status(status: &Status) -> String {
-    let Status {
-        version,
-        ready,
-        uptime_s,
-        generation,
-        routes,
-        ..
-    } = status;
+    let Status { version, ready, uptime_s, generation, routes, .. } = status;
     let state = if *ready { "ready" } else { "NOT READY" };
     let mut lines = vec![
         format!("viaduct {version}: {state}, up {}", duration(*uptime_s)),
@@ -31,28 +24,15 @@ pub(super) fn status(status: &Status) -> String {
         format!("  pods       {}", pod_numbers(status)),
         format!("  tables     generation {generation}, {routes} routes"),
     ];
-    lines.extend(
-        status
-            .problems
-            .iter()
-            .map(|problem| format!("  problem    {problem}")),
-    );
-    let blocks = [
-        lines.join("\n") + "\n",
-        frames(&status.workers),
-        packets(&status.workers),
-    ];
+    lines.extend(status.problems.iter().map(|problem| format!("  problem    {problem}")));
+    let blocks = [lines.join("\n") + "\n", frames(&status.workers), packets(&status.workers)];
     blocks.join("\n")
 }
 
 fn port_mode(status: &Status) -> String {
     let named = status.features.named();
     let which = |wanted: bool| -> Vec<&str> {
-        named
-            .iter()
-            .filter(|(_, has)| *has == wanted)
-            .map(|(name, _)| *name)
-            .collect()
+        named.iter().filter(|(_, has)| *has == wanted).map(|(name, _)| *name).collect()
     };
     format!(
         "{}; with {}; without {}",
@@ -63,16 +43,8 @@ fn port_mode(status: &Status) -> String {
 }
 
 fn pod_numbers(status: &Status) -> String {
-    let Status {
-        pods,
-        fallback_pods,
-        pod_cidrs,
-        ..
-    } = status;
-    format!(
-        "{pods}, of them {fallback_pods} on fallback; addresses from {}",
-        list(pod_cidrs)
-    )
+    let Status { pods, fallback_pods, pod_cidrs, .. } = status;
+    format!("{pods}, of them {fallback_pods} on fallback; addresses from {}", list(pod_cidrs))
 }
 
 fn frames(workers: &[WorkerRow]) -> String {
@@ -274,9 +246,5 @@ fn list<T: Display>(items: &[T]) -> String {
     if items.is_empty() {
         return "none".to_owned();
     }
-    items
-        .iter()
-        .map(T::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+    items.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -22,31 +22,16 @@ use crate::ipam;
 const UNUSABLE: [(IpNet, &str); 7] = [
     (v4([0, 0, 0, 0], 8), "\"this network\", RFC 1122 §3.2.1.3"),
     (v4([127, 0, 0, 0], 8), "loopback, RFC 1122 §3.2.1.3"),
-    (
-        v4([169, 254, 0, 0], 16),
-        "link-local, RFC 3927, where the pods' gateway is",
-    ),
-    (
-        v4([224, 0, 0, 0], 3),
-        "multicast and reserved, RFC 5771 and RFC 1112 §4",
-    ),
-    (
-        v6(0, 8),
-        "reserved with loopback and mapped IPv4, RFC 4291 §2.5",
-    ),
-    (
-        v6(0xfe80, 10),
-        "link-local, RFC 4291 §2.5.6, where the pods' gateway is",
-    ),
+    (v4([169, 254, 0, 0], 16), "link-local, RFC 3927, where the pods' gateway is"),
+    (v4([224, 0, 0, 0], 3), "multicast and reserved, RFC 5771 and RFC 1112 §4"),
+    (v6(0, 8), "reserved with loopback and mapped IPv4, RFC 4291 §2.5"),
+    (v6(0xfe80, 10), "link-local, RFC 4291 §2.5.6, where the pods' gateway is"),
     (v6(0xff00, 8), "multicast, RFC 4291 §2.7"),
 ];
 
 const fn v4(address: [u8; 4], prefix_len: u8) -> IpNet {
     let [a, b, c, d] = address;
-    IpNet::V4(Ipv4Net::new_assert(
-        std::net::Ipv4Addr::new(a, b, c, d),
-        prefix_len,
-    ))
+    IpNet::V4(Ipv4Net::new_assert(std::net::Ipv4Addr::new(a, b, c, d), prefix_len))
 }
 
 const fn v6(first_group: u16, prefix_len: u8) -> IpNet {
@@ -120,14 +105,7 @@ struct DaemonTable {
 pub(super) fn parse(text: &str, path: &Path, usable: &[usize]) -> Result<Config, ConfigError> {
     let source = Source { text, path };
     let file: ConfigFile = toml::from_str(text).map_err(|error| source.malformed(error))?;
-    let ConfigFile {
-        node,
-        workers,
-        uplink,
-        nat,
-        shaping,
-        daemon,
-    } = file;
+    let ConfigFile { node, workers, uplink, nat, shaping, daemon } = file;
     let node = check_node(&source, node)?;
     Ok(Config {
         workers: check_workers(&source, workers, usable)?,
@@ -150,19 +128,12 @@ fn check_node(source: &Source, table: Option<Spanned<NodeTable>>) -> Result<Node
                    pod_cidrs = [\"10.244.1.0/24\"]";
     let table = table.ok_or_else(|| source.refuse(KEY, 0..0, missing))?;
     let span = table.span();
-    let NodeTable {
-        pod_cidrs,
-        mtu,
-        masquerade,
-    } = table.into_inner();
+    let NodeTable { pod_cidrs, mtu, masquerade } = table.into_inner();
     let cidrs = pod_cidrs.ok_or_else(|| source.refuse(KEY, span, missing))?;
     let span = cidrs.span();
     let cidrs = cidrs.into_inner();
     if cidrs.is_empty() || cidrs.len() > POD_CIDRS_MAX {
-        let problem = format!(
-            "has {} prefixes; name 1 to {POD_CIDRS_MAX} of them",
-            cidrs.len()
-        );
+        let problem = format!("has {} prefixes; name 1 to {POD_CIDRS_MAX} of them", cidrs.len());
         return Err(source.refuse(KEY, span, problem));
     }
     let mut pod_cidrs: Vec<IpNet> = Vec::with_capacity(cidrs.len());
@@ -207,11 +178,7 @@ fn check_workers(
     table: WorkersTable,
     usable: &[usize],
 ) -> Result<Workers, ConfigError> {
-    let WorkersTable {
-        cores,
-        frames,
-        port_mode,
-    } = table;
+    let WorkersTable { cores, frames, port_mode } = table;
     let frames_key = "workers.frames";
     let frames_span = frames.as_ref().map(Spanned::span).unwrap_or_default();
     let frames = source.number(frames_key, frames, FRAMES_DEFAULT, FRAMES_MIN..=FRAMES_MAX)?;
@@ -237,11 +204,7 @@ fn check_cores(
         // The last one: interrupts and the rest of the node gather on the first.
         let last = usable.last().copied();
         return last.map(|core| vec![core]).ok_or_else(|| {
-            source.refuse(
-                KEY,
-                0..0,
-                "the process may use no core; widen its CPU affinity",
-            )
+            source.refuse(KEY, 0..0, "the process may use no core; widen its CPU affinity")
         });
     };
     if value.get_ref().is_empty() {
@@ -251,9 +214,7 @@ fn check_cores(
     let mut cores = Vec::with_capacity(value.get_ref().len());
     for core in value.get_ref() {
         let number = *core.get_ref();
-        let found = usize::try_from(number)
-            .ok()
-            .filter(|core| usable.contains(core));
+        let found = usize::try_from(number).ok().filter(|core| usable.contains(core));
         let Some(found) = found else {
             let problem = format!(
                 "core {number} is not one that this process may use; choose from {usable:?}"
@@ -274,11 +235,7 @@ fn check_uplink(
     table: UplinkTable,
     pod_cidrs: &[IpNet],
 ) -> Result<Uplink, ConfigError> {
-    let UplinkTable {
-        interfaces,
-        direct,
-        kernel,
-    } = table;
+    let UplinkTable { interfaces, direct, kernel } = table;
     if let Some(interfaces) = interfaces.filter(|names| !names.get_ref().is_empty()) {
         let problem = "uplinks are not supported yet; leave the list empty";
         return Err(source.refuse("uplink.interfaces", interfaces.span(), problem));
@@ -298,20 +255,11 @@ fn check_uplink(
             return Err(source.refuse(key, written.span(), problem));
         }
     }
-    Ok(Uplink {
-        interfaces: Vec::new(),
-        direct,
-        kernel,
-    })
+    Ok(Uplink { interfaces: Vec::new(), direct, kernel })
 }
 
 fn check_daemon(source: &Source, table: DaemonTable) -> Result<Daemon, ConfigError> {
-    let DaemonTable {
-        socket,
-        state_dir,
-        bpf_dir,
-        metrics,
-    } = table;
+    let DaemonTable { socket, state_dir, bpf_dir, metrics } = table;
     let socket_span = socket.as_ref().map(Spanned::span).unwrap_or_default();
     let socket = source.path("daemon.socket", socket, "/run/viaduct/viaduct.sock")?;
     let len = socket.as_os_str().len();

@@ -25,12 +25,7 @@ impl Source<'_> {
         let before = self.text.as_bytes().iter().take(span.start);
         let line = 1 + before.filter(|byte| **byte == b'\n').count();
         let (path, key) = (self.path.to_owned(), key.to_owned());
-        ConfigError::Invalid {
-            path,
-            line,
-            key,
-            problem: problem.into(),
-        }
+        ConfigError::Invalid { path, line, key, problem: problem.into() }
     }
 
     /// What the TOML reader refuses: syntax, unknown keys, and values of the wrong type.
@@ -45,15 +40,8 @@ impl Source<'_> {
         let unknown = error.message().strip_prefix("unknown field `");
         let unknown = unknown.and_then(|rest| rest.split('`').next());
         let key: Vec<&str> = table.into_iter().chain(unknown).collect();
-        let key = if key.is_empty() {
-            "syntax".to_owned()
-        } else {
-            key.join(".")
-        };
-        let problem = format!(
-            "{}; correct or remove it",
-            error.message().replace('\n', ", ")
-        );
+        let key = if key.is_empty() { "syntax".to_owned() } else { key.join(".") };
+        let problem = format!("{}; correct or remove it", error.message().replace('\n', ", "));
         self.refuse(&key, span, problem)
     }
 
@@ -68,17 +56,11 @@ impl Source<'_> {
             return Ok(default);
         };
         let number = u32::try_from(*value.get_ref()).ok();
-        number
-            .filter(|number| range.contains(number))
-            .ok_or_else(|| {
-                let (min, max) = (range.start(), range.end());
-                let problem = format!("{} is not within {min} to {max}", value.get_ref());
-                self.refuse(
-                    key,
-                    value.span(),
-                    format!("{problem}; choose a number that is"),
-                )
-            })
+        number.filter(|number| range.contains(number)).ok_or_else(|| {
+            let (min, max) = (range.start(), range.end());
+            let problem = format!("{} is not within {min} to {max}", value.get_ref());
+            self.refuse(key, value.span(), format!("{problem}; choose a number that is"))
+        })
     }
 
     /// A whole number with its unit: `us`, `ms` or `s`.
@@ -120,10 +102,7 @@ impl Source<'_> {
         };
         let path = PathBuf::from(value.get_ref());
         if !path.is_absolute() || value.get_ref().contains('\0') {
-            let problem = format!(
-                "{:?} is not an absolute path; start it with /",
-                value.get_ref()
-            );
+            let problem = format!("{:?} is not an absolute path; start it with /", value.get_ref());
             return Err(self.refuse(key, value.span(), problem));
         }
         Ok(path)

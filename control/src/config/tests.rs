@@ -10,12 +10,7 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
 /// The parts of a refusal.
 fn refusal(text: &str) -> (usize, String, String) {
     match parse(text) {
-        Err(ConfigError::Invalid {
-            path,
-            line,
-            key,
-            problem,
-        }) => {
+        Err(ConfigError::Invalid { path, line, key, problem }) => {
             assert_eq!(path, Path::new(PATH));
             (line, key, problem)
         }
@@ -46,26 +41,11 @@ fn only_pod_cidrs_is_required_and_the_rest_has_the_documented_defaults() {
     let config = parse("[node]\npod_cidrs = [\"10.244.1.0/24\", \"fd00:10:244:1::/64\"]").unwrap();
     let pod_cidrs = nets(&["10.244.1.0/24", "fd00:10:244:1::/64"]);
     let expected = Config {
-        node: Node {
-            pod_cidrs: pod_cidrs.clone(),
-            mtu: 1500,
-            masquerade: true,
-        },
-        workers: Workers {
-            cores: vec![5],
-            frames: 32768,
-            port_mode: PortMode::Auto,
-        },
-        uplink: Uplink {
-            interfaces: Vec::new(),
-            direct: pod_cidrs,
-            kernel: Vec::new(),
-        },
+        node: Node { pod_cidrs: pod_cidrs.clone(), mtu: 1500, masquerade: true },
+        workers: Workers { cores: vec![5], frames: 32768, port_mode: PortMode::Auto },
+        uplink: Uplink { interfaces: Vec::new(), direct: pod_cidrs, kernel: Vec::new() },
         nat: Nat { flows: 1_048_576 },
-        shaping: Shaping {
-            queue: Duration::from_millis(25),
-            burst: Duration::from_millis(50),
-        },
+        shaping: Shaping { queue: Duration::from_millis(25), burst: Duration::from_millis(50) },
         daemon: Daemon {
             socket: "/run/viaduct/viaduct.sock".into(),
             state_dir: "/run/viaduct".into(),
@@ -103,26 +83,15 @@ fn every_key_can_be_set() {
         metrics = ""
     "#;
     let expected = Config {
-        node: Node {
-            pod_cidrs: nets(&["10.244.1.0/24"]),
-            mtu: 9000,
-            masquerade: false,
-        },
-        workers: Workers {
-            cores: vec![2, 1],
-            frames: 4096,
-            port_mode: PortMode::Basic,
-        },
+        node: Node { pod_cidrs: nets(&["10.244.1.0/24"]), mtu: 9000, masquerade: false },
+        workers: Workers { cores: vec![2, 1], frames: 4096, port_mode: PortMode::Basic },
         uplink: Uplink {
             interfaces: Vec::new(),
             direct: nets(&["10.244.0.0/16", "0.0.0.0/0"]),
             kernel: nets(&["10.244.7.0/24"]),
         },
         nat: Nat { flows: 2000 },
-        shaping: Shaping {
-            queue: Duration::from_secs(1),
-            burst: Duration::from_micros(1500),
-        },
+        shaping: Shaping { queue: Duration::from_secs(1), burst: Duration::from_micros(1500) },
         daemon: Daemon {
             socket: "/a/s".into(),
             state_dir: "/a".into(),
@@ -146,76 +115,24 @@ fn a_refusal_is_one_sentence_with_file_line_and_key() {
 #[test]
 fn unknown_keys_tables_and_wrong_types_are_refused_with_their_place() {
     refused(&with("mtuu = 1\n"), 3, "node.mtuu", "unknown field `mtuu`");
-    refused(
-        &with("[wrokers]\n"),
-        3,
-        "wrokers",
-        "unknown field `wrokers`",
-    );
-    refused(
-        &with("\n[daemon]\nsokcet = \"/s\"\n"),
-        5,
-        "daemon.sokcet",
-        "expected one of `socket`",
-    );
-    refused(
-        &with("mtu = \"big\"\n"),
-        3,
-        "node.mtu",
-        "invalid type: string",
-    );
-    refused(
-        &with("masquerade = 1\n"),
-        3,
-        "node.masquerade",
-        "expected a boolean",
-    );
-    refused(
-        &with("[workers]\ncores = 3\n"),
-        4,
-        "workers.cores",
-        "expected a sequence",
-    );
-    refused(
-        &with("[workers]\nport_mode = \"fast\"\n"),
-        4,
-        "workers.port_mode",
-        "`basic`",
-    );
+    refused(&with("[wrokers]\n"), 3, "wrokers", "unknown field `wrokers`");
+    refused(&with("\n[daemon]\nsokcet = \"/s\"\n"), 5, "daemon.sokcet", "expected one of `socket`");
+    refused(&with("mtu = \"big\"\n"), 3, "node.mtu", "invalid type: string");
+    refused(&with("masquerade = 1\n"), 3, "node.masquerade", "expected a boolean");
+    refused(&with("[workers]\ncores = 3\n"), 4, "workers.cores", "expected a sequence");
+    refused(&with("[workers]\nport_mode = \"fast\"\n"), 4, "workers.port_mode", "`basic`");
     refused(&with("[node]\n"), 3, "syntax", "duplicate key");
     refused(&with("mtu = \n"), 3, "syntax", "");
-    refused(
-        &with("mtu = 1500\nmtu = 1500\n"),
-        4,
-        "syntax",
-        "duplicate key",
-    );
+    refused(&with("mtu = 1500\nmtu = 1500\n"), 4, "syntax", "duplicate key");
 }
 
 #[test]
 fn pod_cidrs_must_be_there_and_not_be_empty() {
     refused("", 1, "node.pod_cidrs", "is missing");
-    refused(
-        "\n\n[node]\nmtu = 1500\n",
-        3,
-        "node.pod_cidrs",
-        "is missing",
-    );
-    refused(
-        "[node]\npod_cidrs = []\n",
-        2,
-        "node.pod_cidrs",
-        "has 0 prefixes",
-    );
-    let many: Vec<String> = (0..=POD_CIDRS_MAX)
-        .map(|i| format!("\"10.0.{i}.0/24\""))
-        .collect();
-    refused(
-        &format!("[node]\npod_cidrs = [{}]", many.join(",")),
-        2,
-        "node.pod_cidrs",
-        "has 17",
-    );
+    refused("\n\n[node]\nmtu = 1500\n", 3, "node.pod_cidrs", "is missing");
+    refused("[node]\npod_cidrs = []\n", 2, "node.pod_cidrs", "has 0 prefixes");
+    let many: Vec<String> = (0..=POD_CIDRS_MAX).map(|i| format!("\"10.0.{i}.0/24\"")).collect();
+    refused(&format!("[node]\npod_cidrs = [{}]", many.join(",")), 2, "node.pod_cidrs", "has 17");
     let most = many[1..].join(",");
     assert!(parse(&format!("[node]\npod_cidrs = [{most}]")).is_ok());
 }
@@ -237,54 +154,26 @@ fn pod_cidrs_are_prefixes_that_pods_can_live_in() {
         ("ff05::/64", "multicast"),
     ];
     for (cidr, part) in cases {
-        refused(
-            &format!("[node]\npod_cidrs = [\n  \"{cidr}\",\n]"),
-            3,
-            "node.pod_cidrs",
-            part,
-        );
+        refused(&format!("[node]\npod_cidrs = [\n  \"{cidr}\",\n]"), 3, "node.pod_cidrs", part);
     }
     for cidr in ["10.0.0.0/30", "10.0.0.0/8", "fd00::/127", "2001:db8::/32"] {
-        assert!(
-            parse(&format!("[node]\npod_cidrs = [\"{cidr}\"]")).is_ok(),
-            "{cidr}"
-        );
+        assert!(parse(&format!("[node]\npod_cidrs = [\"{cidr}\"]")).is_ok(), "{cidr}");
     }
 }
 
 #[test]
 fn pod_cidrs_may_not_overlap_but_may_touch() {
     let two = |a: &str, b: &str| format!("[node]\npod_cidrs = [\n\"{a}\",\n\"{b}\"]");
-    refused(
-        &two("10.1.0.0/16", "10.1.9.0/24"),
-        4,
-        "node.pod_cidrs",
-        "overlaps 10.1.0.0/16",
-    );
-    refused(
-        &two("10.1.9.0/24", "10.1.0.0/16"),
-        4,
-        "node.pod_cidrs",
-        "overlaps 10.1.9.0/24",
-    );
-    refused(
-        &two("fd00::/64", "fd00::/64"),
-        4,
-        "node.pod_cidrs",
-        "overlaps fd00::/64",
-    );
+    refused(&two("10.1.0.0/16", "10.1.9.0/24"), 4, "node.pod_cidrs", "overlaps 10.1.0.0/16");
+    refused(&two("10.1.9.0/24", "10.1.0.0/16"), 4, "node.pod_cidrs", "overlaps 10.1.9.0/24");
+    refused(&two("fd00::/64", "fd00::/64"), 4, "node.pod_cidrs", "overlaps fd00::/64");
     assert!(parse(&two("10.1.0.0/24", "10.1.1.0/24")).is_ok());
 }
 
 #[test]
 fn numbers_outside_their_range_are_refused_and_the_bounds_are_not() {
     let cases = [
-        (
-            "[node]\npod_cidrs = [\"10.0.0.0/24\"]\nmtu",
-            "node.mtu",
-            1280,
-            65535,
-        ),
+        ("[node]\npod_cidrs = [\"10.0.0.0/24\"]\nmtu", "node.mtu", 1280, 65535),
         (&with("[nat]\nflows"), "nat.flows", 1024, 1 << 24),
         (&with("[workers]\nframes"), "workers.frames", 4096, 262_144),
     ];
@@ -294,22 +183,14 @@ fn numbers_outside_their_range_are_refused_and_the_bounds_are_not() {
             refused(&format!("{before} = {wrong}"), line, key, "is not within");
         }
         for right in [min, max] {
-            assert!(
-                parse(&format!("{before} = {right}")).is_ok(),
-                "{key} = {right}"
-            );
+            assert!(parse(&format!("{before} = {right}")).is_ok(), "{key} = {right}");
         }
     }
 }
 
 #[test]
 fn frames_are_a_power_of_two() {
-    refused(
-        &with("[workers]\nframes = 5000"),
-        4,
-        "workers.frames",
-        "use 8192",
-    );
+    refused(&with("[workers]\nframes = 5000"), 4, "workers.frames", "use 8192");
 }
 
 #[test]
@@ -317,12 +198,7 @@ fn cores_are_some_each_once_and_usable() {
     let cores = |list: &str| with(&format!("[workers]\ncores = {list}"));
     refused(&cores("[]"), 4, "workers.cores", "is empty");
     refused(&cores("[1,\n 1]"), 5, "workers.cores", "named twice");
-    refused(
-        &cores("[3]"),
-        4,
-        "workers.cores",
-        "choose from [0, 1, 2, 5]",
-    );
+    refused(&cores("[3]"), 4, "workers.cores", "choose from [0, 1, 2, 5]");
     refused(&cores("[-1]"), 4, "workers.cores", "core -1");
     assert_eq!(parse(&cores("[5, 0, 1]")).unwrap().workers.cores, [5, 0, 1]);
 }
@@ -330,28 +206,13 @@ fn cores_are_some_each_once_and_usable() {
 #[test]
 fn uplinks_are_refused_until_they_are_supported() {
     let text = with("[uplink]\ninterfaces = [\"eth1\"]");
-    refused(
-        &text,
-        4,
-        "uplink.interfaces",
-        "uplinks are not supported yet",
-    );
+    refused(&text, 4, "uplink.interfaces", "uplinks are not supported yet");
 }
 
 #[test]
 fn direct_and_kernel_are_prefixes_and_kernel_is_part_of_direct() {
-    refused(
-        &with("[uplink]\ndirect = [\"10.0.0.1/8\"]"),
-        4,
-        "uplink.direct",
-        "host bits",
-    );
-    refused(
-        &with("[uplink]\nkernel = [\"10\"]"),
-        4,
-        "uplink.kernel",
-        "is not a prefix",
-    );
+    refused(&with("[uplink]\ndirect = [\"10.0.0.1/8\"]"), 4, "uplink.direct", "host bits");
+    refused(&with("[uplink]\nkernel = [\"10\"]"), 4, "uplink.kernel", "is not a prefix");
     let outside =
         "[uplink]\ndirect = [\"10.0.0.0/8\"]\nkernel = [\n\"10.1.0.0/16\", \n\"11.0.0.0/8\"]";
     refused(&with(outside), 7, "uplink.kernel", "11.0.0.0/8 is in none");
@@ -377,10 +238,7 @@ fn durations_have_a_unit_and_bounds() {
         refused(&text, 4, "shaping.queue", "as in \"25ms\"");
     }
     for right in ["1ms", "1000us", "1s", "1000ms"] {
-        assert!(
-            parse(&with(&format!("[shaping]\nburst = \"{right}\""))).is_ok(),
-            "{right}"
-        );
+        assert!(parse(&with(&format!("[shaping]\nburst = \"{right}\""))).is_ok(), "{right}");
     }
 }
 
@@ -399,13 +257,7 @@ fn paths_are_absolute_and_the_socket_fits_its_address() {
 
 #[test]
 fn metrics_need_an_address_and_a_port() {
-    for wrong in [
-        "9477",
-        ":9477",
-        "localhost:9477",
-        "127.0.0.1",
-        "127.0.0.1:99999",
-    ] {
+    for wrong in ["9477", ":9477", "localhost:9477", "127.0.0.1", "127.0.0.1:99999"] {
         let text = with(&format!("[daemon]\nmetrics = \"{wrong}\""));
         refused(&text, 4, "daemon.metrics", "is not an address with a port");
     }
@@ -419,15 +271,9 @@ fn a_file_is_loaded_for_the_cores_of_this_process() {
     let path = dir.path().join("viaduct.toml");
     let missing = Config::load(&path).unwrap_err();
     assert!(matches!(missing, ConfigError::Read { .. }));
-    assert!(
-        missing.to_string().contains(path.to_str().unwrap()),
-        "{missing}"
-    );
+    assert!(missing.to_string().contains(path.to_str().unwrap()), "{missing}");
     fs::write(&path, with("")).unwrap();
     assert_eq!(Config::load(&path).unwrap().workers.cores.len(), 1);
     fs::write(&path, with("[workers]\ncores = [100000]\n")).unwrap();
-    assert!(matches!(
-        Config::load(&path),
-        Err(ConfigError::Invalid { line: 4, .. })
-    ));
+    assert!(matches!(Config::load(&path), Err(ConfigError::Invalid { line: 4, .. })));
 }

@@ -39,7 +39,11 @@ pub(super) fn configure(spec: &EndpointSpec<'_>, index: u32) -> Result<(), Endpo
     requests.extend(spec.v6().map(|ip| Request::put_address(&address(ip.into()), name)));
     requests.extend(v4_requests(spec, index));
     requests.extend(v6_requests(spec, index));
-    Ok(netlink.execute(requests)?)
+    netlink.execute(requests)?;
+    for address in spec.v6() {
+        netlink.await_local(address)?;
+    }
+    Ok(())
 }
 
 fn v4_requests(spec: &EndpointSpec<'_>, index: u32) -> Vec<Request> {
@@ -47,7 +51,9 @@ fn v4_requests(spec: &EndpointSpec<'_>, index: u32) -> Vec<Request> {
         return Vec::new();
     };
     let (name, gateway) = (spec.ifname, IpAddr::from(GATEWAY_V4));
-    let ours = |route: Route| Route { mtu: Some(spec.route_mtu), src: Some(src.into()), ..route };
+    // A second interface of the pod has routes of its own, behind those of the first.
+    let (metric, mtu) = (index, Some(spec.route_mtu));
+    let ours = |route: Route| Route { metric, mtu, src: Some(src.into()), ..route };
     let to_gateway = ours(Route::direct(IpNet::from(gateway), index, ROUTE_PROTOCOL));
     let mut requests = vec![
         Request::put_neighbor(&Neighbor::permanent(index, gateway, spec.host_mac), name),

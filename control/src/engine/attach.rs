@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::compile::port_of;
 use super::{
-    Engine, EndpointError, EndpointSpec, ROUTE_MTU_BASIC_MAX, Record, call_error, pod_cookie,
+    EndpointError, EndpointSpec, Engine, ROUTE_MTU_BASIC_MAX, Record, call_error, pod_cookie,
 };
 use crate::config::{MTU_MAX, MTU_MIN};
 use crate::endpoint::{self, Offloads, in_namespace};

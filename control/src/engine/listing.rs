@@ -48,9 +48,11 @@ impl Engine {
     pub fn status(&self) -> Status {
         let features = self.ports.features;
         let generation = self.workers.generation();
-        let late = self.workers.handles().iter().filter(|worker| {
-            worker.counters.generation.get() < generation
-        });
+        let late = self
+            .workers
+            .handles()
+            .iter()
+            .filter(|worker| worker.counters.generation.get() < generation);
         let problems: Vec<String> =
             late.map(|worker| format!("worker {} does not adopt tables", worker.id)).collect();
         Status {

@@ -14,12 +14,7 @@ fn owner(id: u32) -> Attachment {
 }
 
 fn ipam(cidrs: &[&str]) -> Ipam {
-    Ipam::new(
-        &cidrs
-            .iter()
-            .map(|cidr| cidr.parse().unwrap())
-            .collect::<Vec<_>>(),
-    )
+    Ipam::new(&cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect::<Vec<_>>())
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -38,10 +33,7 @@ fn range(subnet: &str, start: Option<&str>, end: Option<&str>) -> IpRange {
 /// The addresses given, as text.
 fn give(ipam: &mut Ipam, id: u32, now_ns: u64) -> Vec<String> {
     let given = ipam.allocate(&owner(id), &[], &[], now_ns).unwrap();
-    given
-        .iter()
-        .map(|given| format!("{}/{}", given.address, given.prefix_len))
-        .collect()
+    given.iter().map(|given| format!("{}/{}", given.address, given.prefix_len)).collect()
 }
 
 #[test]
@@ -57,17 +49,9 @@ fn each_pod_gets_one_address_per_family_with_ipv4_first() {
 fn the_next_prefix_of_a_family_is_used_when_one_is_full_and_then_it_is_exhausted() {
     let mut ipam = ipam(&["10.0.0.0/30", "10.0.9.0/30"]);
     let given: Vec<_> = (0..4).map(|id| give(&mut ipam, id, 0).remove(0)).collect();
-    assert_eq!(
-        given,
-        ["10.0.0.1/30", "10.0.0.2/30", "10.0.9.1/30", "10.0.9.2/30"]
-    );
+    assert_eq!(given, ["10.0.0.1/30", "10.0.0.2/30", "10.0.9.1/30", "10.0.9.2/30"]);
     let refused = ipam.allocate(&owner(9), &[], &[], 0).unwrap_err();
-    assert_eq!(
-        refused,
-        IpamError::Exhausted {
-            cidrs: "10.0.0.0/30, 10.0.9.0/30".to_owned()
-        }
-    );
+    assert_eq!(refused, IpamError::Exhausted { cidrs: "10.0.0.0/30, 10.0.9.0/30".to_owned() });
     assert_eq!(ipam.room(0), Err(refused));
 }
 
@@ -91,13 +75,8 @@ fn never_used_addresses_go_before_freed_ones_and_those_in_the_order_they_were_fr
         ipam.free(&owner(id), 0);
     }
     let later = COOL_DOWN_NS;
-    let given: Vec<_> = (6..=9)
-        .map(|id| give(&mut ipam, id, later).remove(0))
-        .collect();
-    assert_eq!(
-        given,
-        ["10.0.0.6/29", "10.0.0.3/29", "10.0.0.1/29", "10.0.0.4/29"]
-    );
+    let given: Vec<_> = (6..=9).map(|id| give(&mut ipam, id, later).remove(0)).collect();
+    assert_eq!(given, ["10.0.0.6/29", "10.0.0.3/29", "10.0.0.1/29", "10.0.0.4/29"]);
 }
 
 #[test]
@@ -115,12 +94,9 @@ fn a_freed_address_rests_as_long_as_another_can_be_had() {
 #[test]
 fn a_requested_address_is_given_even_while_it_cools_down() {
     let mut ipam = ipam(&["10.0.0.0/24", "fd00::/64"]);
-    ipam.allocate(&owner(1), &[ip("10.0.0.77")], &[], 0)
-        .unwrap();
+    ipam.allocate(&owner(1), &[ip("10.0.0.77")], &[], 0).unwrap();
     ipam.free(&owner(1), 0);
-    let given = ipam
-        .allocate(&owner(2), &[ip("10.0.0.77"), ip("fd00::abcd")], &[], 0)
-        .unwrap();
+    let given = ipam.allocate(&owner(2), &[ip("10.0.0.77"), ip("fd00::abcd")], &[], 0).unwrap();
     let given: Vec<IpAddr> = given.iter().map(|given| given.address).collect();
     assert_eq!(given, [ip("10.0.0.77"), ip("fd00::abcd")]);
 }
@@ -129,16 +105,8 @@ fn a_requested_address_is_given_even_while_it_cools_down() {
 fn a_requested_address_that_is_taken_is_refused_with_its_owner() {
     let mut ipam = ipam(&["10.0.0.0/24", "fd00::/64"]);
     give(&mut ipam, 1, 0);
-    let refused = ipam
-        .allocate(&owner(2), &[ip("fd00::1")], &[], 0)
-        .unwrap_err();
-    assert_eq!(
-        refused,
-        IpamError::Taken {
-            address: ip("fd00::1"),
-            owner: owner(1)
-        }
-    );
+    let refused = ipam.allocate(&owner(2), &[ip("fd00::1")], &[], 0).unwrap_err();
+    assert_eq!(refused, IpamError::Taken { address: ip("fd00::1"), owner: owner(1) });
     assert!(refused.to_string().contains("c1"), "{refused}");
     assert_eq!(ipam.owner(ip("10.0.0.2")), None, "a refusal takes nothing");
 }
@@ -146,30 +114,14 @@ fn a_requested_address_that_is_taken_is_refused_with_its_owner() {
 #[test]
 fn addresses_that_no_pod_may_have_are_refused() {
     let mut ipam = ipam(&["10.0.0.0/24", "fd00::/64"]);
-    for text in [
-        "10.0.0.0",
-        "10.0.0.255",
-        "10.0.1.1",
-        "fd00::",
-        "fd01::1",
-        "::ffff:10.0.0.5",
-    ] {
+    for text in ["10.0.0.0", "10.0.0.255", "10.0.1.1", "fd00::", "fd01::1", "::ffff:10.0.0.5"] {
         let refused = ipam.allocate(&owner(1), &[ip(text)], &[], 0).unwrap_err();
-        assert!(
-            matches!(refused, IpamError::Outside { .. }),
-            "{text}: {refused}"
-        );
+        assert!(matches!(refused, IpamError::Outside { .. }), "{text}: {refused}");
         assert_eq!(refused.cni_code(), 7);
-        assert!(matches!(
-            ipam.reserve(&owner(1), ip(text)),
-            Err(IpamError::Outside { .. })
-        ));
+        assert!(matches!(ipam.reserve(&owner(1), ip(text)), Err(IpamError::Outside { .. })));
     }
     let last = ip("fd00::ffff:ffff:ffff:ffff");
-    assert!(
-        ipam.allocate(&owner(1), &[last], &[], 0).is_ok(),
-        "IPv6 has no broadcast address"
-    );
+    assert!(ipam.allocate(&owner(1), &[last], &[], 0).is_ok(), "IPv6 has no broadcast address");
 }
 
 #[test]
@@ -180,9 +132,7 @@ fn more_requested_addresses_than_places_are_refused() {
     assert_eq!(refused, IpamError::Surplus { address: two[1] });
     let list = vec![range("10.0.0.0/24", None, None)];
     let repeated = [two[0], two[0]];
-    let refused = ipam
-        .allocate(&owner(1), &repeated, &[list.clone(), list], 0)
-        .unwrap_err();
+    let refused = ipam.allocate(&owner(1), &repeated, &[list.clone(), list], 0).unwrap_err();
     assert_eq!(refused, IpamError::Surplus { address: two[0] });
 }
 
@@ -190,10 +140,7 @@ fn more_requested_addresses_than_places_are_refused() {
 fn an_owner_cannot_allocate_twice() {
     let mut ipam = ipam(&["10.0.0.0/24"]);
     give(&mut ipam, 1, 0);
-    assert_eq!(
-        ipam.allocate(&owner(1), &[], &[], 0),
-        Err(IpamError::AlreadyOwns(owner(1)))
-    );
+    assert_eq!(ipam.allocate(&owner(1), &[], &[], 0), Err(IpamError::AlreadyOwns(owner(1))));
     assert_eq!(give(&mut ipam, 2, 0), ["10.0.0.2/24"]);
 }
 
@@ -203,27 +150,14 @@ fn ranges_give_one_address_per_list_and_show_their_subnet_and_gateway() {
     let mut first = range("10.0.7.0/28", Some("10.0.7.4"), Some("10.0.7.5"));
     first.gateway = Some(ip("10.0.7.4"));
     let second = range("10.0.7.16/28", None, None);
-    let ranges = [
-        vec![range("fd00::40/122", None, None)],
-        vec![first.clone(), second],
-    ];
+    let ranges = [vec![range("fd00::40/122", None, None)], vec![first.clone(), second]];
     let mut give = |id: u32, requested: &[IpAddr]| {
         let given = ipam.allocate(&owner(id), requested, &ranges, 0).unwrap();
-        given
-            .iter()
-            .map(|g| format!("{}/{}", g.address, g.prefix_len))
-            .collect::<Vec<_>>()
+        given.iter().map(|g| format!("{}/{}", g.address, g.prefix_len)).collect::<Vec<_>>()
     };
-    assert_eq!(
-        give(1, &[]),
-        ["10.0.7.5/28", "fd00::41/122"],
-        "the gateway is nobody's"
-    );
+    assert_eq!(give(1, &[]), ["10.0.7.5/28", "fd00::41/122"], "the gateway is nobody's");
     assert_eq!(give(2, &[]), ["10.0.7.17/28", "fd00::42/122"]);
-    assert_eq!(
-        give(3, &[ip("10.0.7.30")]),
-        ["10.0.7.30/28", "fd00::43/122"]
-    );
+    assert_eq!(give(3, &[ip("10.0.7.30")]), ["10.0.7.30/28", "fd00::43/122"]);
     let given = ipam.allocate(&owner(4), &[], &[vec![range("10.0.8.0/24", None, None)]], 0);
     assert_eq!(given.unwrap().len(), 1);
 }
@@ -233,9 +167,7 @@ fn two_lists_over_one_subnet_give_two_addresses() {
     let mut ipam = ipam(&["10.0.0.0/16"]);
     let list = vec![range("10.0.7.0/29", None, None)];
     let both = [list.clone(), list.clone()];
-    let given = ipam
-        .allocate(&owner(1), &[ip("10.0.7.1")], &both, 0)
-        .unwrap();
+    let given = ipam.allocate(&owner(1), &[ip("10.0.7.1")], &both, 0).unwrap();
     let given: Vec<IpAddr> = given.iter().map(|given| given.address).collect();
     assert_eq!(given, [ip("10.0.7.1"), ip("10.0.7.2")]);
 }
@@ -258,13 +190,8 @@ fn ranges_that_cannot_be_used_are_refused_with_code_7() {
         range("10.0.7.0/24", Some("10.0.7.9"), Some("10.0.7.8")),
     ];
     for range in bad {
-        let refused = ipam
-            .allocate(&owner(1), &[], &[vec![range.clone()]], 0)
-            .unwrap_err();
-        assert!(
-            matches!(refused, IpamError::Range { .. }),
-            "{range:?}: {refused}"
-        );
+        let refused = ipam.allocate(&owner(1), &[], &[vec![range.clone()]], 0).unwrap_err();
+        assert!(matches!(refused, IpamError::Range { .. }), "{range:?}: {refused}");
         assert_eq!(refused.cni_code(), 7);
     }
     assert!(matches!(
@@ -284,10 +211,7 @@ fn reserving_is_idempotent_and_refuses_a_second_owner() {
     }
     assert_eq!(
         ipam.reserve(&owner(2), ip("10.0.0.1")),
-        Err(IpamError::Taken {
-            address: ip("10.0.0.1"),
-            owner: owner(1)
-        })
+        Err(IpamError::Taken { address: ip("10.0.0.1"), owner: owner(1) })
     );
     assert_eq!(give(&mut ipam, 2, 0), ["10.0.0.2/24"]);
     ipam.free(&owner(1), 0);
@@ -307,16 +231,10 @@ fn freeing_an_unknown_owner_or_twice_changes_nothing() {
 
 #[test]
 fn the_last_prefixes_of_the_number_spaces_do_not_overflow() {
-    let mut ipam = ipam(&[
-        "255.255.255.252/30",
-        "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe/127",
-    ]);
+    let mut ipam = ipam(&["255.255.255.252/30", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe/127"]);
     let top = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/127";
     assert_eq!(give(&mut ipam, 1, 0), ["255.255.255.253/30", top]);
-    assert!(matches!(
-        ipam.allocate(&owner(2), &[], &[], 0),
-        Err(IpamError::Exhausted { .. })
-    ));
+    assert!(matches!(ipam.allocate(&owner(2), &[], &[], 0), Err(IpamError::Exhausted { .. })));
     assert_eq!(usable("0.0.0.0/0".parse().unwrap()), Some((1, 0xffff_fffe)));
     assert_eq!(usable("::/0".parse().unwrap()), Some((1, u128::MAX)));
 }
@@ -365,10 +283,7 @@ impl Oracle {
             let hosts = net.hosts().filter(|host| *host != net.network());
             addresses.extend(hosts.map(|host| (host, Fate::Fresh)));
         }
-        Oracle {
-            addresses,
-            frees: 0,
-        }
+        Oracle { addresses, frees: 0 }
     }
 
     fn allocate(
@@ -377,36 +292,25 @@ impl Oracle {
         requested: Option<IpAddr>,
         within: Option<IpNet>,
     ) -> Result<Vec<IpAddr>, Refusal> {
-        if self
-            .addresses
-            .iter()
-            .any(|(_, fate)| *fate == Fate::Owned(id))
-        {
+        if self.addresses.iter().any(|(_, fate)| *fate == Fate::Owned(id)) {
             return Err(Refusal::AlreadyOwns);
         }
         // Indexes of the candidates of each wish.
         let candidates = |is_wanted: &dyn Fn(&IpAddr) -> bool| -> Vec<usize> {
             let indexed = self.addresses.iter().enumerate();
-            indexed
-                .filter(|(_, (ip, _))| is_wanted(ip))
-                .map(|(index, _)| index)
-                .collect()
+            indexed.filter(|(_, (ip, _))| is_wanted(ip)).map(|(index, _)| index).collect()
         };
         let wishes = match within {
             Some(net) => {
                 let (first, last) = usable(net).unwrap();
-                vec![candidates(&|ip| {
-                    net.contains(ip) && (first..=last).contains(&number(*ip))
-                })]
+                vec![candidates(&|ip| net.contains(ip) && (first..=last).contains(&number(*ip)))]
             }
             None => vec![candidates(&IpAddr::is_ipv4), candidates(&IpAddr::is_ipv6)],
         };
         let wanted = requested.map(|ip| self.addresses.iter().position(|(other, _)| *other == ip));
         if let Some(index) = wanted {
             let is_held = |index: usize| wishes.iter().any(|wish| wish.contains(&index));
-            let index = index
-                .filter(|index| is_held(*index))
-                .ok_or(Refusal::Outside)?;
+            let index = index.filter(|index| is_held(*index)).ok_or(Refusal::Outside)?;
             if matches!(self.addresses[index].1, Fate::Owned(_)) {
                 return Err(Refusal::Taken);
             }
@@ -422,10 +326,7 @@ impl Oracle {
         for index in &chosen {
             self.addresses[*index].1 = Fate::Owned(id);
         }
-        Ok(chosen
-            .into_iter()
-            .map(|index| self.addresses[index].0)
-            .collect())
+        Ok(chosen.into_iter().map(|index| self.addresses[index].0).collect())
     }
 
     fn choose(&self, wish: &[usize]) -> Result<usize, Refusal> {
@@ -447,15 +348,9 @@ impl Oracle {
 
     fn free(&mut self, id: u32, order: &[IpAddr]) {
         for ip in order {
-            let entry = self
-                .addresses
-                .iter_mut()
-                .find(|(other, _)| other == ip)
-                .unwrap();
+            let entry = self.addresses.iter_mut().find(|(other, _)| other == ip).unwrap();
             assert_eq!(entry.1, Fate::Owned(id));
-            entry.1 = Fate::Freed {
-                order: self.frees,
-            };
+            entry.1 = Fate::Freed { order: self.frees };
             self.frees += 1;
         }
     }
@@ -475,21 +370,10 @@ const CIDRS: [&str; 3] = ["10.0.0.0/29", "10.0.0.16/28", "fd00::/123"];
 
 #[derive(Clone, Debug)]
 enum Op {
-    Allocate {
-        id: u32,
-        requested: Option<IpAddr>,
-        within: Option<IpNet>,
-    },
-    Reserve {
-        id: u32,
-        address: IpAddr,
-    },
-    Free {
-        id: u32,
-    },
-    Wait {
-        seconds: u64,
-    },
+    Allocate { id: u32, requested: Option<IpAddr>, within: Option<IpNet> },
+    Reserve { id: u32, address: IpAddr },
+    Free { id: u32 },
+    Wait { seconds: u64 },
 }
 
 fn op() -> impl Strategy<Value = Op> {

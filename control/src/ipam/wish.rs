@@ -24,8 +24,7 @@ pub(super) struct Segment {
 
 impl Segment {
     pub(super) fn may_give(&self, place: Place, taken: &[Place]) -> bool {
-        self.gateway
-            .is_none_or(|gateway| gateway != address(self.net, place.number))
+        self.gateway.is_none_or(|gateway| gateway != address(self.net, place.number))
             && !taken.contains(&place)
     }
 
@@ -51,11 +50,7 @@ pub(super) fn families(pools: &[Pool]) -> Vec<Vec<Segment>> {
             })
             .collect()
     };
-    [false, true]
-        .map(segments)
-        .into_iter()
-        .filter(|wish| !wish.is_empty())
-        .collect()
+    [false, true].map(segments).into_iter().filter(|wish| !wish.is_empty()).collect()
 }
 
 /// One wish per list of ranges.
@@ -72,10 +67,7 @@ pub(super) fn from_ranges(
     let wish = |list: &Vec<IpRange>| -> Result<Vec<Segment>, IpamError> {
         if list.is_empty() {
             let problem = "has no subnet; name one or leave the list out".to_owned();
-            return Err(IpamError::Range {
-                subnet: "list".to_owned(),
-                problem,
-            });
+            return Err(IpamError::Range { subnet: "list".to_owned(), problem });
         }
         list.iter().map(|range| segment(pools, range)).collect()
     };
@@ -83,17 +75,9 @@ pub(super) fn from_ranges(
 }
 
 fn segment(pools: &[Pool], range: &IpRange) -> Result<Segment, IpamError> {
-    let IpRange {
-        subnet,
-        range_start,
-        range_end,
-        gateway,
-    } = range;
+    let IpRange { subnet, range_start, range_end, gateway } = range;
     let refuse = |problem: &str| {
-        Err(IpamError::Range {
-            subnet: subnet.clone(),
-            problem: problem.to_owned(),
-        })
+        Err(IpamError::Range { subnet: subnet.clone(), problem: problem.to_owned() })
     };
     let Ok(net) = subnet.parse::<IpNet>() else {
         return refuse("is not a prefix; write it like 10.244.1.0/28");
@@ -103,9 +87,7 @@ fn segment(pools: &[Pool], range: &IpRange) -> Result<Segment, IpamError> {
     }
     let Some(pool) = pools.iter().position(|pool| pool.net.contains(&net)) else {
         let cidrs = list(pools.iter().map(|pool| pool.net));
-        return refuse(&format!(
-            "lies outside pod_cidrs; choose one within {cidrs}"
-        ));
+        return refuse(&format!("lies outside pod_cidrs; choose one within {cidrs}"));
     };
     let Some((lowest, highest)) = usable(net) else {
         return refuse("has no address for a pod; choose a shorter prefix");
@@ -123,13 +105,7 @@ fn segment(pools: &[Pool], range: &IpRange) -> Result<Segment, IpamError> {
     if first > last {
         return refuse("starts after it ends or holds no host address; correct its bounds");
     }
-    Ok(Segment {
-        pool,
-        net,
-        first,
-        last,
-        gateway: *gateway,
-    })
+    Ok(Segment { pool, net, first, last, gateway: *gateway })
 }
 
 /// Finds each requested address the first wish that it fits and that no other one has.
@@ -140,9 +116,7 @@ pub(super) fn assign<'a>(
     let mut named = vec![None; wishes.len()];
     for &address in requested {
         let mut fits = wishes.iter().enumerate().filter_map(|(index, wish)| {
-            wish.iter()
-                .find(|segment| segment.holds(address))
-                .map(|segment| (index, segment))
+            wish.iter().find(|segment| segment.holds(address)).map(|segment| (index, segment))
         });
         let Some(first) = fits.next() else {
             let cidrs = list(wishes.iter().flatten().map(|segment| segment.net));

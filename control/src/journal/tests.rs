@@ -66,9 +66,7 @@ fn file(dir: &Path) -> PathBuf {
 fn written(records: &[Record]) -> Vec<u8> {
     let dir = state_dir();
     let (mut journal, _) = open(dir.path());
-    records
-        .iter()
-        .for_each(|record| journal.append(record).unwrap());
+    records.iter().for_each(|record| journal.append(record).unwrap());
     fs::read(file(dir.path())).unwrap()
 }
 
@@ -129,14 +127,8 @@ fn the_journal_of_another_boot_is_void() {
     assert!(records.is_empty());
     journal.append(&attached(2)).unwrap();
     drop(journal);
-    assert_eq!(
-        Journal::open(dir.path(), "another boot").unwrap().1,
-        [attached(2)]
-    );
-    assert!(
-        open(dir.path()).1.is_empty(),
-        "nor does the first boot come back"
-    );
+    assert_eq!(Journal::open(dir.path(), "another boot").unwrap().1, [attached(2)]);
+    assert!(open(dir.path()).1.is_empty(), "nor does the first boot come back");
 }
 
 #[test]
@@ -150,31 +142,19 @@ fn the_kernel_names_the_boot() {
 fn a_file_cut_at_any_byte_keeps_every_whole_record_before_the_cut() {
     let all = [attached(1), sysctl(1, 2), detached(1), attached(3)];
     let bytes = written(&all);
-    let line_ends: Vec<usize> = (1..=bytes.len())
-        .filter(|end| bytes[end - 1] == b'\n')
-        .collect();
+    let line_ends: Vec<usize> = (1..=bytes.len()).filter(|end| bytes[end - 1] == b'\n').collect();
     assert_eq!(line_ends.len(), all.len() + 1);
     for cut in 0..=bytes.len() {
-        let whole = line_ends
-            .iter()
-            .filter(|end| **end <= cut)
-            .count()
-            .saturating_sub(1);
+        let whole = line_ends.iter().filter(|end| **end <= cut).count().saturating_sub(1);
         assert_eq!(remembered(&bytes[..cut]), all[..whole], "cut at byte {cut}");
     }
 }
 
 #[test]
 fn files_of_garbage_are_empty_journals() {
-    for garbage in [
-        &b""[..],
-        b"\n",
-        b"\n\n\n",
-        b"\0\0\0\0",
-        b"{}",
-        b"\xff\xfe\n\x80\n",
-        &[b'x'; 70_000],
-    ] {
+    for garbage in
+        [&b""[..], b"\n", b"\n\n\n", b"\0\0\0\0", b"{}", b"\xff\xfe\n\x80\n", &[b'x'; 70_000]]
+    {
         assert!(remembered(garbage).is_empty());
     }
 }
@@ -210,17 +190,10 @@ fn records_of_an_unknown_kind_and_unknown_fields_are_skipped() {
 #[test]
 fn the_next_format_is_read_and_the_one_after_it_is_refused_and_kept() {
     let with_format = |format| {
-        let header = line(&Header {
-            format,
-            boot_id: BOOT.to_owned(),
-        })
-        .unwrap();
+        let header = line(&Header { format, boot_id: BOOT.to_owned() }).unwrap();
         header + &line(&attached(1)).unwrap()
     };
-    assert_eq!(
-        remembered(with_format(FORMAT + 1).as_bytes()),
-        [attached(1)]
-    );
+    assert_eq!(remembered(with_format(FORMAT + 1).as_bytes()), [attached(1)]);
     let dir = state_dir();
     let text = with_format(FORMAT + 2);
     fs::write(file(dir.path()), &text).unwrap();
@@ -257,10 +230,7 @@ fn the_journal_is_rewritten_when_most_of_it_is_past() {
     assert_eq!(present(&records), present(&all));
     assert_eq!(journal.records.len(), records.len());
     let newest = &all[all.len() - 2 * DETACHED_KEPT..];
-    assert!(
-        records.ends_with(newest),
-        "the newest detached pods are remembered"
-    );
+    assert!(records.ends_with(newest), "the newest detached pods are remembered");
     assert!(!dir.path().join(NEW_FILE_NAME).exists());
     let mode = fs::metadata(file(dir.path())).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
@@ -269,9 +239,7 @@ fn the_journal_is_rewritten_when_most_of_it_is_past() {
 #[test]
 fn a_rewrite_keeps_the_newest_pods_that_came_and_went() {
     let pods = u32::try_from(DETACHED_KEPT).unwrap() + 5;
-    let all: Vec<Record> = (0..pods)
-        .flat_map(|id| [attached(id), detached(id)])
-        .collect();
+    let all: Vec<Record> = (0..pods).flat_map(|id| [attached(id), detached(id)]).collect();
     assert_eq!(compacted(&all), all[2 * 5..]);
 }
 
@@ -285,18 +253,11 @@ fn a_failed_rewrite_loses_nothing_and_is_tried_again_later() {
         .flat_map(|id| [attached(id), detached(id)])
         .collect();
     let (early, late) = all.split_at(DEAD_RECORDS_MAX + 2);
-    early
-        .iter()
-        .for_each(|record| journal.append(record).unwrap());
+    early.iter().for_each(|record| journal.append(record).unwrap());
     assert_eq!(journal.records.len(), early.len());
-    assert_eq!(
-        journal.dead_max,
-        2 * DEAD_RECORDS_MAX,
-        "not at every append"
-    );
+    assert_eq!(journal.dead_max, 2 * DEAD_RECORDS_MAX, "not at every append");
     fs::remove_dir(dir.path().join(NEW_FILE_NAME)).unwrap();
-    late.iter()
-        .for_each(|record| journal.append(record).unwrap());
+    late.iter().for_each(|record| journal.append(record).unwrap());
     assert!(journal.records.len() < early.len());
     drop(journal);
     assert_eq!(present(&open(dir.path()).1), present(&all));
@@ -307,18 +268,12 @@ fn the_state_directory_is_made_private_and_one_that_others_can_write_is_refused(
     let dir = state_dir();
     let made = dir.path().join("run/viaduct");
     Journal::open(&made, BOOT).unwrap();
-    assert_eq!(
-        fs::metadata(&made).unwrap().permissions().mode() & 0o777,
-        0o700
-    );
+    assert_eq!(fs::metadata(&made).unwrap().permissions().mode() & 0o777, 0o700);
     for (mode, is_fine) in [(0o755, true), (0o775, false), (0o1777, false)] {
         fs::set_permissions(&made, fs::Permissions::from_mode(mode)).unwrap();
         let opened = Journal::open(&made, BOOT);
         assert_eq!(opened.is_ok(), is_fine, "{mode:o}");
-        assert_eq!(
-            fs::metadata(&made).unwrap().permissions().mode() & 0o7777,
-            mode
-        );
+        assert_eq!(fs::metadata(&made).unwrap().permissions().mode() & 0o7777, mode);
     }
 }
 
@@ -351,9 +306,7 @@ fn an_append_that_finds_no_room_fails_and_leaves_the_file_as_it_was() {
         .unwrap();
     assert!(status.success());
     let (_, records) = open(dir.path());
-    let expected: Vec<Record> = (0..u32::try_from(records.len()).unwrap())
-        .map(attached)
-        .collect();
+    let expected: Vec<Record> = (0..u32::try_from(records.len()).unwrap()).map(attached).collect();
     assert_eq!(records, expected);
     assert!((5..16).contains(&records.len()), "{}", records.len());
     let bytes = fs::read(file(dir.path())).unwrap();
@@ -393,12 +346,7 @@ fn an_append_on_tmpfs_takes_well_under_a_millisecond() {
         .collect();
     times_us.sort_unstable();
     let at = |percent: usize| times_us[(times_us.len() - 1) * percent / 100];
-    println!(
-        "append: p50 {} us, p99 {} us, max {} us",
-        at(50),
-        at(99),
-        at(100)
-    );
+    println!("append: p50 {} us, p99 {} us, max {} us", at(50), at(99), at(100));
     assert!(at(99) < 500, "{} us", at(99));
 }
 

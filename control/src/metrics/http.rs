@@ -63,11 +63,7 @@ impl Response {
     /// The metrics page.
     #[must_use]
     pub fn metrics(body: String) -> Response {
-        Response {
-            status: 200,
-            content_type: "text/plain; version=0.0.4; charset=utf-8",
-            body,
-        }
+        Response { status: 200, content_type: "text/plain; version=0.0.4; charset=utf-8", body }
     }
 
     /// Health or readiness: all is well.
@@ -84,19 +80,11 @@ impl Response {
 
     fn text(status: u16, sentence: &str) -> Response {
         let body = format!("{sentence}\n");
-        Response {
-            status,
-            content_type: "text/plain; charset=utf-8",
-            body,
-        }
+        Response { status, content_type: "text/plain; charset=utf-8", body }
     }
 
     fn to_bytes(&self) -> Vec<u8> {
-        let Response {
-            status,
-            content_type,
-            body,
-        } = self;
+        let Response { status, content_type, body } = self;
         // RFC 9110 §15.5.6: a 405 names what is allowed.
         let allow = if *status == 405 { "Allow: GET\r\n" } else { "" };
         let reason = reason_phrase(*status);
@@ -227,20 +215,12 @@ impl MetricsServer {
     /// When [`MetricsServer::expire`] has something to do next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.accept_again
-            .into_iter()
-            .chain(self.connections.next_deadline())
-            .min()
+        self.accept_again.into_iter().chain(self.connections.next_deadline()).min()
     }
 
     fn accept(&mut self, now: Instant) {
         self.accept_again = None;
-        let MetricsServer {
-            listener,
-            registry,
-            connections,
-            ..
-        } = self;
+        let MetricsServer { listener, registry, connections, .. } = self;
         let accepted = accept_waiting(
             || listener.accept(),
             |(mut stream, _peer)| {
@@ -248,10 +228,7 @@ impl MetricsServer {
                 let Some(token) = connections.vacant() else {
                     return;
                 };
-                if registry
-                    .register(&mut stream, token, Interest::READABLE)
-                    .is_ok()
-                {
+                if registry.register(&mut stream, token, Interest::READABLE).is_ok() {
                     let phase = Phase::Asking(Vec::new());
                     connections.insert(token, Connection { stream, phase }, now + DEADLINE);
                 }
@@ -260,10 +237,7 @@ impl MetricsServer {
         let (token, interest) = (self.listener_token, Interest::READABLE);
         let failed = match accepted {
             Accepted::All => return,
-            Accepted::Some => self
-                .registry
-                .reregister(&mut self.listener, token, interest)
-                .err(),
+            Accepted::Some => self.registry.reregister(&mut self.listener, token, interest).err(),
             Accepted::Failed(error) => Some(error),
         };
         if let Some(error) = failed {
@@ -309,10 +283,7 @@ impl Connection {
                 Step::Asked(page) => answer(page),
                 Step::Refused(response) => response,
             };
-            self.phase = Phase::Answering {
-                bytes: response.to_bytes(),
-                written: 0,
-            };
+            self.phase = Phase::Answering { bytes: response.to_bytes(), written: 0 };
         }
         if matches!(self.phase, Phase::Answering { .. }) {
             match self.write() {
@@ -325,11 +296,7 @@ impl Connection {
     }
 
     fn read(&mut self) -> Step {
-        let Connection {
-            stream,
-            phase: Phase::Asking(request),
-        } = self
-        else {
+        let Connection { stream, phase: Phase::Asking(request) } = self else {
             return Step::More;
         };
         let mut piece = [0; REQUEST_BYTES_MAX];
@@ -357,11 +324,7 @@ impl Connection {
 
     /// True when all is written.
     fn write(&mut self) -> io::Result<bool> {
-        let Connection {
-            stream,
-            phase: Phase::Answering { bytes, written },
-        } = self
-        else {
+        let Connection { stream, phase: Phase::Answering { bytes, written } } = self else {
             return Ok(true);
         };
         while let Some(rest) = bytes.get(*written..).filter(|rest| !rest.is_empty()) {
@@ -378,11 +341,7 @@ impl Connection {
     }
 
     fn drain(&mut self) -> Progress {
-        let Connection {
-            stream,
-            phase: Phase::Draining { drained },
-        } = self
-        else {
+        let Connection { stream, phase: Phase::Draining { drained } } = self else {
             return Progress::Waits;
         };
         let mut piece = [0; REQUEST_BYTES_MAX];
@@ -409,10 +368,7 @@ fn understand(bytes: &[u8]) -> Step {
         Ok(httparse::Status::Complete(_)) => {}
         Err(httparse::Error::TooManyHeaders) => return Step::Refused(too_large()),
         Err(error) => {
-            return Step::Refused(Response::text(
-                400,
-                &format!("not an HTTP request: {error}"),
-            ));
+            return Step::Refused(Response::text(400, &format!("not an HTTP request: {error}")));
         }
     }
     let target = request.path.unwrap_or_default();

@@ -15,10 +15,7 @@ fn read(page: &str) -> BTreeMap<String, f64> {
     for line in page.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
             let (name, help) = rest.split_once(' ').expect("a help has words");
-            assert!(
-                done.insert(std::mem::replace(&mut family, name.to_owned())),
-                "{line}"
-            );
+            assert!(done.insert(std::mem::replace(&mut family, name.to_owned())), "{line}");
             assert!(!done.contains(name), "{name} stands in two places");
             assert!(help.ends_with('.') && !help.contains('\\'), "{line}");
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
@@ -31,11 +28,7 @@ fn read(page: &str) -> BTreeMap<String, f64> {
             let name = series.split('{').next().expect("a split has a first part");
             assert!(name.starts_with(&family), "{name} stands under {family}");
             let value = value.parse().expect("a value is a number");
-            assert_eq!(
-                samples.insert(series.to_owned(), value),
-                None,
-                "{series} stands twice"
-            );
+            assert_eq!(samples.insert(series.to_owned(), value), None, "{series} stands twice");
         }
     }
     assert!(page.ends_with('\n'));
@@ -46,23 +39,14 @@ fn read(page: &str) -> BTreeMap<String, f64> {
 fn every_series_stands_once_under_its_own_help() {
     let samples = read(&render(&sample()));
     assert_eq!(samples["viaduct_ready"], 1.0);
-    assert_eq!(
-        samples["viaduct_info{version=\"0.1.0\",port_mode=\"full\"}"],
-        1.0
-    );
+    assert_eq!(samples["viaduct_info{version=\"0.1.0\",port_mode=\"full\"}"], 1.0);
     let pod = "network=\"viaduct\",namespace=\"shop\",pod=\"cart-7d9f\",\
                container_id=\"0123456789abcdef0123456789abcdef\",ifname=\"eth0\"";
     let series =
         format!("viaduct_pod_drops_total{{{pod},direction=\"from_pod\",reason=\"no_pod\"}}");
     assert_eq!(samples[&series], 17.0);
-    assert_eq!(
-        samples["viaduct_pods{state=\"fallback\",fallback=\"drop\"}"],
-        1.0
-    );
-    assert_eq!(
-        samples["viaduct_pods{state=\"fallback\",fallback=\"pass\"}"],
-        0.0
-    );
+    assert_eq!(samples["viaduct_pods{state=\"fallback\",fallback=\"drop\"}"], 1.0);
+    assert_eq!(samples["viaduct_pods{state=\"fallback\",fallback=\"pass\"}"], 0.0);
     let node = "viaduct_node_packets_total{device=\"viaduct1\",direction=\"to_pod\"}";
     assert_eq!(samples[node], 40.0);
 }
@@ -84,36 +68,18 @@ fn terms_of_both_laws_are_on_the_page_and_a_broken_law_shows() {
             let term = |term: &&str| samples[&format!("{name}{{worker=\"{worker}\",{term}\"}}")];
             terms.iter().map(term).sum()
         };
-        let places = [
-            "place=\"free",
-            "place=\"rx",
-            "place=\"tx",
-            "place=\"crossing",
-        ];
+        let places = ["place=\"free", "place=\"rx", "place=\"tx", "place=\"crossing"];
         let owned = samples[&format!("viaduct_worker_frames_owned{{worker=\"{worker}\"}}")];
         let missing = owned - sum("viaduct_worker_frames", &places);
         assert_eq!(missing, if worker == "1" { 1.0 } else { 0.0 });
-        let into = [
-            "event=\"received",
-            "event=\"generated",
-            "event=\"crossed_in",
-        ];
+        let into = ["event=\"received", "event=\"generated", "event=\"crossed_in"];
         let out = ["event=\"sent", "event=\"dropped", "event=\"crossed_out"];
         let name = "viaduct_worker_packets_total";
         assert_eq!(sum(name, &into), sum(name, &out));
     }
-    assert_eq!(
-        samples["viaduct_conserved{worker=\"0\",law=\"frames\"}"],
-        1.0
-    );
-    assert_eq!(
-        samples["viaduct_conserved{worker=\"1\",law=\"frames\"}"],
-        0.0
-    );
-    assert_eq!(
-        samples["viaduct_conserved{worker=\"1\",law=\"packets\"}"],
-        1.0
-    );
+    assert_eq!(samples["viaduct_conserved{worker=\"0\",law=\"frames\"}"], 1.0);
+    assert_eq!(samples["viaduct_conserved{worker=\"1\",law=\"frames\"}"], 0.0);
+    assert_eq!(samples["viaduct_conserved{worker=\"1\",law=\"packets\"}"], 1.0);
 }
 
 #[test]
@@ -129,13 +95,9 @@ fn labels_are_escaped() {
 fn histogram_is_cumulative_and_a_time_on_a_bound_belongs_below_it() {
     let mut report = Report::default();
     for ms in [1, 2, 7, 11_000] {
-        report
-            .operations
-            .record(Operation::Add, Duration::from_millis(ms), Outcome::Success);
+        report.operations.record(Operation::Add, Duration::from_millis(ms), Outcome::Success);
     }
-    report
-        .operations
-        .record(Operation::Add, Duration::from_millis(7), Outcome::Failure);
+    report.operations.record(Operation::Add, Duration::from_millis(7), Outcome::Failure);
     let samples = read(&render(&report));
     let bucket = |bound: &str| {
         samples
@@ -147,19 +109,10 @@ fn histogram_is_cumulative_and_a_time_on_a_bound_belongs_below_it() {
     assert_eq!(bucket("0.01"), 4.0);
     assert_eq!(bucket("10"), 4.0);
     assert_eq!(bucket("+Inf"), 5.0);
-    assert_eq!(
-        samples["viaduct_cni_operation_seconds_count{operation=\"add\"}"],
-        5.0
-    );
+    assert_eq!(samples["viaduct_cni_operation_seconds_count{operation=\"add\"}"], 5.0);
     assert!(samples["viaduct_cni_operation_seconds_sum{operation=\"add\"}"] > 11.0);
-    assert_eq!(
-        samples["viaduct_cni_operation_errors_total{operation=\"add\"}"],
-        1.0
-    );
-    assert_eq!(
-        samples["viaduct_cni_operation_errors_total{operation=\"del\"}"],
-        0.0
-    );
+    assert_eq!(samples["viaduct_cni_operation_errors_total{operation=\"add\"}"], 1.0);
+    assert_eq!(samples["viaduct_cni_operation_errors_total{operation=\"del\"}"], 0.0);
 }
 
 #[test]

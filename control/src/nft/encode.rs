@@ -115,10 +115,7 @@ pub(super) struct Step {
 impl Step {
     /// Name of the expression that begins `offset` bytes into the message.
     pub(super) fn expression_at(&self, offset: u32) -> Option<&'static str> {
-        let found = self
-            .expressions
-            .iter()
-            .find(|(start, _)| u32::try_from(*start) == Ok(offset));
+        let found = self.expressions.iter().find(|(start, _)| u32::try_from(*start) == Ok(offset));
         found.map(|(_, name)| *name)
     }
 }
@@ -134,20 +131,14 @@ pub(super) struct Batch {
 impl Batch {
     /// A batch with its opening message.
     pub(super) fn begin() -> Batch {
-        let mut batch = Batch {
-            bytes: Vec::new(),
-            steps: Vec::new(),
-        };
+        let mut batch = Batch { bytes: Vec::new(), steps: Vec::new() };
         batch.frame(BATCH_BEGIN);
         batch
     }
 
     /// A question outside any batch.
     pub(super) fn single(kind: u8, object: &str, content: impl FnOnce(&mut Attributes)) -> Batch {
-        let mut batch = Batch {
-            bytes: Vec::new(),
-            steps: Vec::new(),
-        };
+        let mut batch = Batch { bytes: Vec::new(), steps: Vec::new() };
         batch.push(kind, object.to_owned(), 0, content);
         batch
     }
@@ -220,23 +211,14 @@ impl Batch {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&len.to_ne_bytes());
         self.bytes.extend_from_slice(&full_kind.to_ne_bytes());
-        self.bytes
-            .extend_from_slice(&(flags | REQUEST).to_ne_bytes());
+        self.bytes.extend_from_slice(&(flags | REQUEST).to_ne_bytes());
         self.bytes.extend_from_slice(&sequence.to_ne_bytes());
         self.bytes.extend_from_slice(&0u32.to_ne_bytes()); // port id: the kernel fills in ours
         self.bytes.extend_from_slice(&header);
         self.bytes.extend_from_slice(&attributes.bytes);
-        let expressions = attributes
-            .expressions
-            .into_iter()
-            .map(|(at, name)| (at + headers, name))
-            .collect();
-        self.steps.push(Step {
-            start,
-            kind,
-            object,
-            expressions,
-        });
+        let expressions =
+            attributes.expressions.into_iter().map(|(at, name)| (at + headers, name)).collect();
+        self.steps.push(Step { start, kind, object, expressions });
     }
 }
 
@@ -313,10 +295,7 @@ mod tests {
         let batch = batch.finish();
         let received: Vec<_> = messages(batch.bytes()).collect();
         assert_eq!(received.len(), 3);
-        assert_eq!(
-            (received[0].kind, received[2].kind),
-            (BATCH_BEGIN, BATCH_END)
-        );
+        assert_eq!((received[0].kind, received[2].kind), (BATCH_BEGIN, BATCH_END));
         assert_eq!(received[0].payload, [0, 0, 0, 10]);
         assert_eq!((received[1].kind, received[1].sequence), (10 << 8, 1));
         assert_eq!(received[1].flags, REQUEST | ACK | CREATE | APPEND);
@@ -324,10 +303,7 @@ mod tests {
         assert_eq!((kind, family), (message::NEWTABLE, FAMILY_INET));
         let read: Vec<_> = attributes(rest).collect();
         assert_eq!(read[0], (TABLE_NAME, &b"abc\0"[..]));
-        assert_eq!(
-            attributes(read[1].1).collect::<Vec<_>>(),
-            [(2, &[0, 0, 0, 100][..])]
-        );
+        assert_eq!(attributes(read[1].1).collect::<Vec<_>>(), [(2, &[0, 0, 0, 100][..])]);
         assert!(batch.is_last(1) && !batch.is_last(2) && !batch.is_last(0));
     }
 
@@ -335,10 +311,7 @@ mod tests {
     fn a_text_is_padded_but_its_length_is_not() {
         let mut attributes = Attributes::default();
         attributes.text(2, "pods4");
-        assert_eq!(
-            attributes.bytes,
-            [&[10, 0, 2, 0][..], b"pods4\0\0\0"].concat()
-        );
+        assert_eq!(attributes.bytes, [&[10, 0, 2, 0][..], b"pods4\0\0\0"].concat());
     }
 
     #[test]

@@ -50,11 +50,7 @@ impl Exchange {
     /// Opens the socket in the network namespace of the calling thread.
     pub(super) fn open() -> Result<Exchange, NftError> {
         let (socket, port_id) = open().map_err(socket_error)?;
-        Ok(Exchange {
-            socket,
-            port_id,
-            received: Vec::with_capacity(RECEIVE_BUFFER_BYTES),
-        })
+        Ok(Exchange { socket, port_id, received: Vec::with_capacity(RECEIVE_BUFFER_BYTES) })
     }
 
     /// The id under which the kernel announces what this socket changed.
@@ -73,10 +69,7 @@ impl Exchange {
             };
             if answer.errno == 0 {
                 confirmed |= batch.is_last(answer.sequence);
-            } else if refusal
-                .as_ref()
-                .is_none_or(|first| answer.sequence < first.sequence)
-            {
+            } else if refusal.as_ref().is_none_or(|first| answer.sequence < first.sequence) {
                 // Later refusals are consequences: rules of a chain that could not be made.
                 refusal = Some(answer);
             }
@@ -109,8 +102,7 @@ impl Exchange {
     fn send(&mut self, batch: &Batch) -> Result<(), NftError> {
         let kernel = SocketAddr::new(0, 0);
         let sent = self.socket.send_to(batch.bytes(), &kernel, 0);
-        sent.map(|_| ())
-            .map_err(|source| NftError::Exchange { source })
+        sent.map(|_| ()).map_err(|source| NftError::Exchange { source })
     }
 
     fn receive(&mut self, mut each: impl FnMut(&Received<'_>)) -> Result<(), NftError> {
@@ -141,11 +133,7 @@ fn open() -> io::Result<(Socket, u32)> {
 pub(super) fn socket_error(source: io::Error) -> NftError {
     if source.raw_os_error() == Some(Errno::PROTONOSUPPORT.raw_os_error()) {
         let object = "the netlink socket".to_owned();
-        return NftError::ModuleMissing {
-            object,
-            module: "nfnetlink",
-            source,
-        };
+        return NftError::ModuleMissing { object, module: "nfnetlink", source };
     }
     NftError::Socket { source }
 }
@@ -157,12 +145,8 @@ fn answer(message: &Received<'_>) -> Option<Answer> {
     }
     let (head, explanation) = message.payload.split_at_checked(ERROR_LEN)?;
     let errno = u32_at(head, 0)?.cast_signed().checked_neg()?;
-    let mut answer = Answer {
-        sequence: message.sequence,
-        errno,
-        offset: None,
-        text: String::new(),
-    };
+    let mut answer =
+        Answer { sequence: message.sequence, errno, offset: None, text: String::new() };
     if message.flags & FLAG_EXPLAINED != 0 {
         for (kind, value) in attributes(explanation) {
             match kind {
@@ -182,27 +166,16 @@ fn answer(message: &Received<'_>) -> Option<Answer> {
 fn refused(batch: &Batch, answer: Answer) -> NftError {
     let source = io::Error::from_raw_os_error(answer.errno);
     let step = batch.step(answer.sequence);
-    let object = step
-        .map_or("a message", |step| step.object.as_str())
-        .to_owned();
+    let object = step.map_or("a message", |step| step.object.as_str()).to_owned();
     let module = step.and_then(|step| missing_module(step, answer.errno, answer.offset));
     if let Some(module) = module {
-        return NftError::ModuleMissing {
-            object,
-            module,
-            source,
-        };
+        return NftError::ModuleMissing { object, module, source };
     }
     let mend = match Errno::from_raw_os_error(answer.errno) {
         Errno::PERM => "run viaductd as root, and see that no other process owns the table",
         _ => "see `nft list table inet viaduct` and the kernel's log",
     };
-    NftError::Refused {
-        object,
-        source,
-        detail: answer.text,
-        mend,
-    }
+    NftError::Refused { object, source, detail: answer.text, mend }
 }
 
 /// The module whose absence the answer to a message means, if it means one. The kernel has asked
@@ -233,40 +206,25 @@ mod tests {
     /// A batch of one rule whose second expression, 28 bytes into the message, is `name`.
     fn batch_with(name: &'static str) -> Batch {
         let mut batch = Batch::begin();
-        batch.add(
-            message::NEWRULE,
-            "a rule of chain postrouting".into(),
-            |attributes| {
-                attributes.mark_expression("meta");
-                attributes.number(1, 0);
-                attributes.mark_expression(name);
-                attributes.number(1, 0);
-            },
-        );
+        batch.add(message::NEWRULE, "a rule of chain postrouting".into(), |attributes| {
+            attributes.mark_expression("meta");
+            attributes.number(1, 0);
+            attributes.mark_expression(name);
+            attributes.number(1, 0);
+        });
         batch.finish()
     }
 
     fn refusal(errno: Errno, sequence: u32, offset: Option<u32>) -> Answer {
-        Answer {
-            sequence,
-            errno: errno.raw_os_error(),
-            offset,
-            text: String::new(),
-        }
+        Answer { sequence, errno: errno.raw_os_error(), offset, text: String::new() }
     }
 
     #[test]
     fn an_unknown_expression_names_the_module_that_has_it() {
         for (name, module) in [("masq", "nft_masq"), ("ct", "nft_ct"), ("cmp", "nf_tables")] {
             let error = refused(&batch_with(name), refusal(Errno::NOENT, 1, Some(28)));
-            assert!(
-                error.to_string().contains(&format!("modprobe {module}")),
-                "{error}"
-            );
-            assert!(
-                error.to_string().contains("a rule of chain postrouting"),
-                "{error}"
-            );
+            assert!(error.to_string().contains(&format!("modprobe {module}")), "{error}");
+            assert!(error.to_string().contains("a rule of chain postrouting"), "{error}");
         }
     }
 
@@ -292,10 +250,7 @@ mod tests {
     #[test]
     fn missing_rights_are_named() {
         let error = refused(&batch_with("masq"), refusal(Errno::PERM, 0, None));
-        assert!(
-            error.to_string().contains("run viaductd as root"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("run viaductd as root"), "{error}");
     }
 
     #[test]

@@ -166,10 +166,7 @@ fn address_offset(family: Family, address: Address) -> u32 {
 /// The packet is of this family.
 pub(super) fn family_is(family: Family) -> [Expression; 2] {
     let number = vec![family.number()];
-    [
-        Expression::LoadFamily,
-        Expression::Compare(Comparison::Equal, number),
-    ]
+    [Expression::LoadFamily, Expression::Compare(Comparison::Equal, number)]
 }
 
 /// The address is (not) in the set. Must follow [`family_is`].
@@ -179,10 +176,7 @@ pub(super) fn address_in(
     membership: Membership,
     set: String,
 ) -> [Expression; 2] {
-    [
-        Expression::LoadAddress(family, address),
-        Expression::Lookup(set, membership),
-    ]
+    [Expression::LoadAddress(family, address), Expression::Lookup(set, membership)]
 }
 
 /// The kernel translated the destination of the packet's connection.
@@ -197,26 +191,17 @@ pub(super) fn destination_was_translated() -> [Expression; 3] {
 
 /// The packet came in on this device.
 pub(super) fn came_in_on(name: &str) -> [Expression; 2] {
-    [
-        Expression::LoadInputName,
-        Expression::Compare(Comparison::Equal, padded(name)),
-    ]
+    [Expression::LoadInputName, Expression::Compare(Comparison::Equal, padded(name))]
 }
 
 /// The packet does not leave by this device.
 pub(super) fn does_not_leave_by(name: &str) -> [Expression; 2] {
-    [
-        Expression::LoadOutputName,
-        Expression::Compare(Comparison::NotEqual, padded(name)),
-    ]
+    [Expression::LoadOutputName, Expression::Compare(Comparison::NotEqual, padded(name))]
 }
 
 /// A name as it stands in a register: comparing all 16 bytes makes it exact, not a prefix.
 fn padded(name: &str) -> Vec<u8> {
-    assert!(
-        name.len() < IFNAME_LEN,
-        "interface names are checked before rules are made"
-    );
+    assert!(name.len() < IFNAME_LEN, "interface names are checked before rules are made");
     let mut bytes = name.as_bytes().to_vec();
     bytes.resize(IFNAME_LEN, 0);
     bytes

@@ -74,10 +74,8 @@ impl Interval {
 
 /// The union of the prefixes of one family.
 pub(super) fn union(family: Family, prefixes: &[IpNet]) -> Vec<Interval> {
-    let mut all: Vec<Interval> = prefixes
-        .iter()
-        .filter_map(|prefix| interval(family, prefix))
-        .collect();
+    let mut all: Vec<Interval> =
+        prefixes.iter().filter_map(|prefix| interval(family, prefix)).collect();
     all.sort_unstable();
     let mut merged: Vec<Interval> = Vec::with_capacity(all.len());
     for next in all {
@@ -103,18 +101,12 @@ pub(super) fn difference(whole: &[Interval], holes: &[Interval]) -> Vec<Interval
                 continue;
             }
             if hole.first > from {
-                left.push(Interval {
-                    first: from,
-                    last: hole.first - 1,
-                });
+                left.push(Interval { first: from, last: hole.first - 1 });
             }
             first = hole.last.checked_add(1);
         }
         if let Some(first) = first.filter(|first| *first <= part.last) {
-            left.push(Interval {
-                first,
-                last: part.last,
-            });
+            left.push(Interval { first, last: part.last });
         }
     }
     left
@@ -168,9 +160,7 @@ mod tests {
 
     fn holds(intervals: &[Interval], address: IpAddr) -> bool {
         let number = number(address);
-        intervals
-            .iter()
-            .any(|part| part.first <= number && number <= part.last)
+        intervals.iter().any(|part| part.first <= number && number <= part.last)
     }
 
     proptest! {

@@ -115,9 +115,7 @@ impl NftTable {
     /// # Errors
     /// [`NftError::Socket`] without `CAP_NET_ADMIN`, [`NftError::ModuleMissing`] without nfnetlink.
     pub fn open() -> Result<NftTable, NftError> {
-        Ok(NftTable {
-            exchange: Exchange::open()?,
-        })
+        Ok(NftTable { exchange: Exchange::open()? })
     }
 
     /// Replaces whatever is in our table by what `config` asks for, in one atomic batch: no packet
@@ -128,9 +126,7 @@ impl NftTable {
     pub fn ensure(&mut self, config: &NftConfig<'_>) -> Result<(), NftError> {
         for name in [config.node_port, config.worker_end] {
             if name.is_empty() || name.len() > IFNAME_LEN_MAX || name.contains('\0') {
-                return Err(NftError::InterfaceName {
-                    name: name.to_owned(),
-                });
+                return Err(NftError::InterfaceName { name: name.to_owned() });
             }
         }
         self.exchange.apply(&ruleset::replacement(config))

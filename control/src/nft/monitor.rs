@@ -30,11 +30,7 @@ impl NftMonitor {
     pub(super) fn open(own_port_id: u32) -> Result<NftMonitor, NftError> {
         let socket = subscribe().map_err(socket_error)?;
         let received = Vec::with_capacity(RECEIVE_BUFFER_BYTES);
-        Ok(NftMonitor {
-            socket,
-            own_port_id,
-            received,
-        })
+        Ok(NftMonitor { socket, own_port_id, received })
     }
 
     /// Reads all that is there and says whether another process changed our table, or may have:
@@ -101,18 +97,13 @@ mod tests {
     #[test]
     fn only_changes_of_our_table_by_another_socket_count() {
         let about = |table: &str| {
-            Batch::single(message::DELTABLE, "", |attributes| {
-                attributes.text(TABLE_NAME, table)
-            })
+            Batch::single(message::DELTABLE, "", |attributes| attributes.text(TABLE_NAME, table))
         };
         let (ours, other) = (about("viaduct"), about("viaduct2"));
         let first = messages(ours.bytes()).next().unwrap();
         assert!(is_foreign_change(&first, 4711));
         assert!(!is_foreign_change(&first, first.port_id));
-        assert!(!is_foreign_change(
-            &messages(other.bytes()).next().unwrap(),
-            4711
-        ));
+        assert!(!is_foreign_change(&messages(other.bytes()).next().unwrap(), 4711));
     }
 
     #[test]

@@ -60,19 +60,9 @@ struct Chain {
 }
 
 /// Decides which packets conntrack sees: its priority is `NF_IP_PRI_RAW_BEFORE_DEFRAG`.
-const PREROUTING: Chain = Chain {
-    name: "prerouting",
-    kind: "filter",
-    hook: 0,
-    priority: -450,
-};
+const PREROUTING: Chain = Chain { name: "prerouting", kind: "filter", hook: 0, priority: -450 };
 /// Translates sources: its priority is `NF_IP_PRI_NAT_SRC`, that of all masquerading.
-const POSTROUTING: Chain = Chain {
-    name: "postrouting",
-    kind: "nat",
-    hook: 4,
-    priority: 100,
-};
+const POSTROUTING: Chain = Chain { name: "postrouting", kind: "nat", hook: 4, priority: 100 };
 
 /// A rule: what `nft list` shows beside it, and its steps.
 struct Rule {
@@ -89,19 +79,10 @@ pub(super) fn replacement(config: &NftConfig<'_>) -> Batch {
     let mut set_id = 0;
     for family in FAMILIES {
         let pods = union(family, &config.pod_cidrs);
-        let direct = difference(
-            &union(family, &config.direct),
-            &union(family, &config.kernel),
-        );
+        let direct = difference(&union(family, &config.direct), &union(family, &config.kernel));
         for (name, intervals) in [(PODS, pods), (DIRECT, direct)] {
             set_id += 1;
-            set(
-                &mut batch,
-                set_id,
-                family,
-                &set_name(name, family),
-                &intervals,
-            );
+            set(&mut batch, set_id, family, &set_name(name, family), &intervals);
         }
     }
     for definition in [PREROUTING, POSTROUTING] {
@@ -127,12 +108,7 @@ fn rules(config: &NftConfig<'_>) -> Vec<Rule> {
         expressions: [&came_in_on(config.worker_end)[..], &[Expression::Untrack]].concat(),
     }];
     for family in FAMILIES {
-        let pods = address_in(
-            family,
-            Address::Source,
-            Membership::In,
-            set_name(PODS, family),
-        );
+        let pods = address_in(family, Address::Source, Membership::In, set_name(PODS, family));
         rules.push(Rule {
             chain: POSTROUTING.name,
             comment: "the reply has to pass the node again",
@@ -175,42 +151,32 @@ fn clear(batch: &mut Batch) {
 }
 
 fn table(batch: &mut Batch, kind: u8, object: &str) {
-    batch.add(kind, object.to_owned(), |attributes| {
-        attributes.text(TABLE_NAME, TABLE)
-    });
+    batch.add(kind, object.to_owned(), |attributes| attributes.text(TABLE_NAME, TABLE));
 }
 
 fn chain(batch: &mut Batch, chain: &Chain) {
-    batch.add(
-        message::NEWCHAIN,
-        format!("{} chain {}", chain.kind, chain.name),
-        |attributes| {
-            attributes.text(TABLE_NAME, TABLE);
-            attributes.text(3, chain.name); // NFTA_CHAIN_NAME
-            attributes.nested(4, |hook| {
-                hook.number(1, chain.hook); // NFTA_HOOK_HOOKNUM
-                hook.number(2, chain.priority.cast_unsigned()); // NFTA_HOOK_PRIORITY
-            }); // NFTA_CHAIN_HOOK
-            attributes.text(7, chain.kind); // NFTA_CHAIN_TYPE
-        },
-    );
+    batch.add(message::NEWCHAIN, format!("{} chain {}", chain.kind, chain.name), |attributes| {
+        attributes.text(TABLE_NAME, TABLE);
+        attributes.text(3, chain.name); // NFTA_CHAIN_NAME
+        attributes.nested(4, |hook| {
+            hook.number(1, chain.hook); // NFTA_HOOK_HOOKNUM
+            hook.number(2, chain.priority.cast_unsigned()); // NFTA_HOOK_PRIORITY
+        }); // NFTA_CHAIN_HOOK
+        attributes.text(7, chain.kind); // NFTA_CHAIN_TYPE
+    });
 }
 
 fn rule(batch: &mut Batch, rule: &Rule) {
-    batch.add(
-        message::NEWRULE,
-        format!("a rule of chain {}", rule.chain),
-        |attributes| {
-            attributes.text(TABLE_NAME, TABLE);
-            attributes.text(2, rule.chain); // NFTA_RULE_CHAIN
-            attributes.nested(4, |list| {
-                for expression in &rule.expressions {
-                    expression.encode(list);
-                }
-            }); // NFTA_RULE_EXPRESSIONS
-            attributes.raw(7, &comment(rule.comment)); // NFTA_RULE_USERDATA
-        },
-    );
+    batch.add(message::NEWRULE, format!("a rule of chain {}", rule.chain), |attributes| {
+        attributes.text(TABLE_NAME, TABLE);
+        attributes.text(2, rule.chain); // NFTA_RULE_CHAIN
+        attributes.nested(4, |list| {
+            for expression in &rule.expressions {
+                expression.encode(list);
+            }
+        }); // NFTA_RULE_EXPRESSIONS
+        attributes.raw(7, &comment(rule.comment)); // NFTA_RULE_USERDATA
+    });
 }
 
 /// A comment in the form that `nft` stores it: type 0, length, text with its zero byte
@@ -221,32 +187,24 @@ fn comment(text: &str) -> Vec<u8> {
 }
 
 fn set(batch: &mut Batch, id: u32, family: Family, name: &str, intervals: &[Interval]) {
-    batch.add(
-        message::NEWSET,
-        format!("interval set {name}"),
-        |attributes| {
-            attributes.text(TABLE_NAME, TABLE);
-            attributes.text(2, name); // NFTA_SET_NAME
-            attributes.number(3, SET_INTERVAL); // NFTA_SET_FLAGS
-            attributes.number(4, family.key_type()); // NFTA_SET_KEY_TYPE
-            attributes.number(5, family.address_len()); // NFTA_SET_KEY_LEN
-            attributes.number(10, id); // NFTA_SET_ID: unique in the batch
-        },
-    );
+    batch.add(message::NEWSET, format!("interval set {name}"), |attributes| {
+        attributes.text(TABLE_NAME, TABLE);
+        attributes.text(2, name); // NFTA_SET_NAME
+        attributes.number(3, SET_INTERVAL); // NFTA_SET_FLAGS
+        attributes.number(4, family.key_type()); // NFTA_SET_KEY_TYPE
+        attributes.number(5, family.address_len()); // NFTA_SET_KEY_LEN
+        attributes.number(10, id); // NFTA_SET_ID: unique in the batch
+    });
     for part in intervals.chunks(INTERVALS_PER_MESSAGE) {
-        batch.add(
-            message::NEWSETELEM,
-            format!("the elements of set {name}"),
-            |attributes| {
-                attributes.text(TABLE_NAME, TABLE);
-                attributes.text(2, name); // NFTA_SET_ELEM_LIST_SET
-                attributes.nested(3, |list| {
-                    for interval in part {
-                        elements(list, family, interval);
-                    }
-                }); // NFTA_SET_ELEM_LIST_ELEMENTS
-            },
-        );
+        batch.add(message::NEWSETELEM, format!("the elements of set {name}"), |attributes| {
+            attributes.text(TABLE_NAME, TABLE);
+            attributes.text(2, name); // NFTA_SET_ELEM_LIST_SET
+            attributes.nested(3, |list| {
+                for interval in part {
+                    elements(list, family, interval);
+                }
+            }); // NFTA_SET_ELEM_LIST_ELEMENTS
+        });
     }
 }
 
@@ -288,24 +246,14 @@ mod tests {
     /// Message types of a batch, without its frame.
     fn kinds(batch: &Batch) -> Vec<u8> {
         let all = messages(batch.bytes());
-        all.filter_map(|received| received.nf_tables().map(|(kind, ..)| kind))
-            .collect()
+        all.filter_map(|received| received.nf_tables().map(|(kind, ..)| kind)).collect()
     }
 
     #[test]
     fn a_replacement_makes_removes_and_makes_the_table_before_anything_else() {
         let kinds = kinds(&replacement(&config(vec!["10.0.0.0/24".parse().unwrap()])));
-        assert_eq!(
-            kinds[..3],
-            [message::NEWTABLE, message::DELTABLE, message::NEWTABLE]
-        );
-        assert_eq!(
-            kinds
-                .iter()
-                .filter(|kind| **kind == message::NEWRULE)
-                .count(),
-            5
-        );
+        assert_eq!(kinds[..3], [message::NEWTABLE, message::DELTABLE, message::NEWTABLE]);
+        assert_eq!(kinds.iter().filter(|kind| **kind == message::NEWRULE).count(), 5);
     }
 
     #[test]
@@ -326,12 +274,6 @@ mod tests {
             .map(|index| Ipv6Addr::from((0xfd00 << 112) | (index << 65)))
             .map(|address| Ipv6Net::new(address, 64).unwrap().into());
         let kinds = kinds(&replacement(&config(prefixes.collect())));
-        assert_eq!(
-            kinds
-                .iter()
-                .filter(|kind| **kind == message::NEWSETELEM)
-                .count(),
-            8
-        );
+        assert_eq!(kinds.iter().filter(|kind| **kind == message::NEWSETELEM).count(), 8);
     }
 }

@@ -11,10 +11,7 @@ fn direction(packets: u64, bytes: u64, drops: &[(&str, u64)]) -> DirectionRow {
         bytes,
         wire_packets: packets * 40,
         wire_bytes: bytes + packets * 39 * 66,
-        drops: drops
-            .iter()
-            .map(|(reason, count)| ((*reason).to_owned(), *count))
-            .collect(),
+        drops: drops.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect(),
     }
 }
 
@@ -26,13 +23,7 @@ fn worker(id: u16, received: u64, dropped: u64) -> WorkerRow {
         ports: 2,
         generation: 42,
         hugepages: id == 0,
-        frames: FramesRow {
-            free: 32_000,
-            rx: 500,
-            tx: 260,
-            crossing: 8,
-            total: 32_768,
-        },
+        frames: FramesRow { free: 32_000, rx: 500, tx: 260, crossing: 8, total: 32_768 },
         packets: PacketsRow {
             received,
             generated: 5,
@@ -52,10 +43,7 @@ pub(crate) fn sample() -> Report {
         ifname: "eth0".to_owned(),
         namespace: "shop".to_owned(),
         name: name.to_owned(),
-        ips: addresses
-            .iter()
-            .map(|address| address.parse().expect("an address"))
-            .collect(),
+        ips: addresses.iter().map(|address| address.parse().expect("an address")).collect(),
         mac: "0a:58:0a:f4:01:05".to_owned(),
         host_ifname: format!("vd{name}"),
         worker,
@@ -77,26 +65,10 @@ pub(crate) fn sample() -> Report {
         to_pod: row.to_pod.clone(),
     };
     let both = ["10.244.1.5", "fd00:10:244:1::5"];
-    let busy = direction(
-        1_234_567,
-        71_604_886_000,
-        &[("no_pod", 17), ("ttl_expired", 2)],
-    );
+    let busy = direction(1_234_567, 71_604_886_000, &[("no_pod", 17), ("ttl_expired", 2)]);
     let cart = pod("cart-7d9f", &both, 0, busy, direction(999, 65_934, &[]));
-    let pay = pod(
-        "payment-5c6b7",
-        &both[..1],
-        1,
-        direction(0, 0, &[]),
-        direction(7, 700, &[]),
-    );
-    let mut bare = pod(
-        "",
-        &both[1..],
-        1,
-        DirectionRow::default(),
-        DirectionRow::default(),
-    );
+    let pay = pod("payment-5c6b7", &both[..1], 1, direction(0, 0, &[]), direction(7, 700, &[]));
+    let mut bare = pod("", &both[1..], 1, DirectionRow::default(), DirectionRow::default());
     bare.state = PodState::Fallback;
     bare.fallback = FallbackAction::Drop;
     bare.container_id = "fedcba9876543210fedcba9876543210".to_owned();
@@ -108,11 +80,7 @@ pub(crate) fn sample() -> Report {
         port(2, PortKind::Pod, "vdpayment-5c6b7", 1, &pay),
     ];
     let mut operations = OpTimes::default();
-    operations.record(
-        Operation::Add,
-        Duration::from_micros(7300),
-        Outcome::Success,
-    );
+    operations.record(Operation::Add, Duration::from_micros(7300), Outcome::Success);
     let status = Status {
         version: "0.1.0".to_owned(),
         ready: true,
@@ -134,12 +102,7 @@ pub(crate) fn sample() -> Report {
         routes: 5,
         workers: vec![worker(0, 1_234_567_890, 17), worker(1, 999, 0)],
     };
-    Report {
-        status,
-        pods: vec![cart, pay, bare],
-        ports,
-        operations,
-    }
+    Report { status, pods: vec![cart, pay, bare], ports, operations }
 }
 
 /// Routes as a node may have them.
@@ -154,24 +117,13 @@ pub(crate) fn sample_routes() -> Vec<RouteRow> {
     vec![
         route("10.244.1.5/32", None, "vdcart-7d9f", Some(1), "pod"),
         route("10.244.1.0/24", None, "", None, "no_pod"),
-        route(
-            "0.0.0.0/0",
-            Some("169.254.1.1"),
-            "viaduct1",
-            Some(0),
-            "node",
-        ),
+        route("0.0.0.0/0", Some("169.254.1.1"), "viaduct1", Some(0), "node"),
         route("fd00:10:244:1::5/128", None, "vdcart-7d9f", Some(1), "pod"),
     ]
 }
 
 fn keys(value: &serde_json::Value) -> Vec<&str> {
-    value
-        .as_object()
-        .expect("an object")
-        .keys()
-        .map(String::as_str)
-        .collect()
+    value.as_object().expect("an object").keys().map(String::as_str).collect()
 }
 
 #[test]
@@ -194,21 +146,12 @@ fn pods_have_the_keys_of_the_contract() {
     ];
     expected.sort_unstable();
     assert_eq!(keys(&row), expected);
-    assert_eq!(
-        keys(&row["to_pod"]),
-        ["bytes", "drops", "packets", "wire_bytes", "wire_packets"]
-    );
-    assert_eq!(
-        row["from_pod"]["drops"],
-        json!({"no_pod": 17, "ttl_expired": 2})
-    );
+    assert_eq!(keys(&row["to_pod"]), ["bytes", "drops", "packets", "wire_bytes", "wire_packets"]);
+    assert_eq!(row["from_pod"]["drops"], json!({"no_pod": 17, "ttl_expired": 2}));
     assert_eq!(row["ips"], json!(["10.244.1.5", "fd00:10:244:1::5"]));
     assert_eq!(row["state"], "userspace");
     let fallback = serde_json::to_value(&sample().pods[2]).expect("a row is JSON");
-    assert_eq!(
-        (&fallback["state"], &fallback["fallback"]),
-        (&json!("fallback"), &json!("drop"))
-    );
+    assert_eq!((&fallback["state"], &fallback["fallback"]), (&json!("fallback"), &json!("drop")));
 }
 
 #[test]
@@ -222,24 +165,14 @@ fn routes_have_the_keys_of_the_contract_and_null_for_what_is_absent() {
 #[test]
 fn status_has_the_keys_of_the_contract() {
     let status = serde_json::to_value(sample().status).expect("a status is JSON");
-    for key in [
-        "version",
-        "ready",
-        "workers",
-        "port_mode",
-        "features",
-        "node_addresses",
-    ] {
+    for key in ["version", "ready", "workers", "port_mode", "features", "node_addresses"] {
         assert!(!status[key].is_null(), "{key} is missing");
     }
     let worker = &status["workers"][0];
     assert_eq!(worker["id"], 0);
     assert_eq!(worker["core"], 2);
     assert_eq!(worker["busy_ratio"], 0.4375);
-    assert_eq!(
-        keys(&worker["frames"]),
-        ["crossing", "free", "rx", "total", "tx"]
-    );
+    assert_eq!(keys(&worker["frames"]), ["crossing", "free", "rx", "total", "tx"]);
 }
 
 #[test]
@@ -317,9 +250,7 @@ fn every_drop_has_one_row_with_its_sentence_and_most_come_first() {
 #[test]
 fn a_drop_of_a_nameless_pod_is_its_containers() {
     let mut pod = sample().pods.remove(2);
-    pod.to_pod
-        .drops
-        .insert("a_reason_of_the_future".to_owned(), 1);
+    pod.to_pod.drops.insert("a_reason_of_the_future".to_owned(), 1);
     let rows = drop_rows(&[pod], &[]);
     assert_eq!(rows[0].pod, "fedcba9876543210fedcba9876543210");
     assert_eq!((rows[0].port, rows[0].sentence.as_str()), (None, ""));
@@ -337,9 +268,7 @@ fn a_look_in_the_middle_of_a_pass_is_repeated_and_a_real_loss_shows() {
             counters.dropped.add(1);
         });
         // The thread may start late; a reader that looks for 1 ms at a time sees it in the end.
-        let seen = (0..2000)
-            .map(|_| PacketsRow::read(&counters))
-            .find(PacketsRow::conserved);
+        let seen = (0..2000).map(|_| PacketsRow::read(&counters)).find(PacketsRow::conserved);
         assert_eq!(seen.expect("the pass ended").sent, 63);
     });
     counters.received.add(1);

@@ -57,11 +57,7 @@ pub enum SocketError {
 
 impl SocketError {
     pub(super) fn step(step: &'static str, path: &Path, source: io::Error) -> SocketError {
-        SocketError::Step {
-            step,
-            path: path.to_owned(),
-            source,
-        }
+        SocketError::Step { step, path: path.to_owned(), source }
     }
 }
 
@@ -94,13 +90,7 @@ impl SocketFile {
         let socket = listening().map_err(|error| failed("listen on")(error.into()))?;
         let file = fs::symlink_metadata(path).map_err(failed("look at"))?;
         let identity = (file.dev(), file.ino());
-        Ok((
-            SocketFile {
-                path: path.to_owned(),
-                identity,
-            },
-            socket.into(),
-        ))
+        Ok((SocketFile { path: path.to_owned(), identity }, socket.into()))
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -129,17 +119,10 @@ fn make_directory(socket: &Path) -> Result<(), SocketError> {
     let Some(directory) = socket.parent().filter(|path| !path.as_os_str().is_empty()) else {
         return Ok(());
     };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(failed)?;
+    DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
     let mode = fs::metadata(directory).map_err(failed)?.mode() & 0o7777;
     if mode & WRITABLE_BY_OTHERS != 0 && mode & STICKY == 0 {
-        return Err(SocketError::Directory {
-            path: directory.to_owned(),
-            mode,
-        });
+        return Err(SocketError::Directory { path: directory.to_owned(), mode });
     }
     Ok(())
 }
@@ -151,9 +134,7 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), SocketError
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(error)),
         Ok(file) if !file.file_type().is_socket() => {
-            return Err(SocketError::NotASocket {
-                path: path.to_owned(),
-            });
+            return Err(SocketError::NotASocket { path: path.to_owned() });
         }
         Ok(_) => {}
     }
@@ -169,9 +150,9 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), SocketError
             _ => Ok(()),
         },
         // EAGAIN: somebody listens, but the backlog is full.
-        Ok(()) | Err(rustix::io::Errno::AGAIN) => Err(SocketError::Answered {
-            path: path.to_owned(),
-        }),
+        Ok(()) | Err(rustix::io::Errno::AGAIN) => {
+            Err(SocketError::Answered { path: path.to_owned() })
+        }
         Err(rustix::io::Errno::NOENT) => Ok(()),
         Err(error) => Err(failed(error.into())),
     }

@@ -34,13 +34,7 @@ impl Bench {
         let server = ControlServer::bind(&path, poll.registry(), Token(0), 1..1 + CONNECTIONS_MAX)
             .expect("the socket is ours");
         let events = Events::with_capacity(16);
-        Bench {
-            server,
-            poll,
-            events,
-            incoming: Vec::new(),
-            _directory: directory,
-        }
+        Bench { server, poll, events, incoming: Vec::new(), _directory: directory }
     }
 
     fn connect(&self) -> Peer {
@@ -51,12 +45,9 @@ impl Bench {
 
     /// Gives the server the events there are within `wait`.
     fn turn(&mut self, wait: Duration) {
-        self.poll
-            .poll(&mut self.events, Some(wait))
-            .expect("the poll works");
+        self.poll.poll(&mut self.events, Some(wait)).expect("the poll works");
         for event in &self.events {
-            self.server
-                .on_event(event.token(), Instant::now(), &mut self.incoming);
+            self.server.on_event(event.token(), Instant::now(), &mut self.incoming);
         }
     }
 
@@ -91,19 +82,10 @@ impl Bench {
             let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
             rustix::net::recv(&peer, &mut [0; 1][..], peek).is_ok()
         });
-        self.run("the end of the connection", |bench| {
-            bench.server.connections.len() == 0
-        });
-        assert!(
-            self.incoming.is_empty(),
-            "a refused request does not reach the engine"
-        );
+        self.run("the end of the connection", |bench| bench.server.connections.len() == 0);
+        assert!(self.incoming.is_empty(), "a refused request does not reach the engine");
         let reply = read_reply(&mut peer);
-        assert_eq!(
-            peer.read(&mut [0]).unwrap_or(0),
-            0,
-            "the connection is closed"
-        );
+        assert_eq!(peer.read(&mut [0]).unwrap_or(0), 0, "the connection is closed");
         match reply {
             Reply::Error(error) => error,
             other => panic!("{other:?} is no refusal"),
@@ -120,10 +102,7 @@ fn read_reply(peer: &mut Peer) -> Reply {
 }
 
 fn list(listing: Listing) -> Vec<u8> {
-    let request = Request {
-        version: PROTOCOL_VERSION,
-        call: Call::List(listing),
-    };
+    let request = Request { version: PROTOCOL_VERSION, call: Call::List(listing) };
     encode(&request).expect("a request is short")
 }
 
@@ -131,12 +110,7 @@ fn send_beside(peer: &Peer, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)));
-    let sent = sendmsg(
-        peer,
-        &[IoSlice::new(bytes)],
-        &mut control,
-        SendFlags::empty(),
-    );
+    let sent = sendmsg(peer, &[IoSlice::new(bytes)], &mut control, SendFlags::empty());
     assert_eq!(sent.expect("the socket takes a request"), bytes.len());
 }
 
@@ -149,37 +123,25 @@ fn requests_and_replies_take_turns_on_a_connection() {
         let incoming = bench.next();
         assert_eq!(incoming.request.call, Call::List(listing));
         assert!(incoming.descriptor.is_none());
-        assert!(
-            bench
-                .server
-                .reply(incoming.connection, &Reply::Done, Instant::now())
-        );
+        assert!(bench.server.reply(incoming.connection, &Reply::Done, Instant::now()));
         assert_eq!(read_reply(&mut peer), Reply::Done);
     }
     drop(peer);
-    bench.run("the end of the connection", |bench| {
-        bench.server.connections.len() == 0
-    });
+    bench.run("the end of the connection", |bench| bench.server.connections.len() == 0);
 }
 
 #[test]
 fn an_answer_may_come_late_and_a_request_may_already_wait_behind_it() {
     let mut bench = Bench::new();
     let mut peer = bench.connect();
-    peer.write_all(&list(Listing::Pods))
-        .expect("the socket takes it");
+    peer.write_all(&list(Listing::Pods)).expect("the socket takes it");
     let first = bench.next();
     // Ahead of its turn, but not read before the answer: so it is the next request.
-    peer.write_all(&list(Listing::Drops))
-        .expect("the socket takes it");
+    peer.write_all(&list(Listing::Drops)).expect("the socket takes it");
     bench.settle();
     bench.server.expire(Instant::now() + 100 * PEER_DEADLINE);
     assert!(bench.incoming.is_empty());
-    assert!(
-        bench
-            .server
-            .reply(first.connection, &Reply::Done, Instant::now())
-    );
+    assert!(bench.server.reply(first.connection, &Reply::Done, Instant::now()));
     assert_eq!(read_reply(&mut peer), Reply::Done);
     assert_eq!(bench.next().request.call, Call::List(Listing::Drops));
 }
@@ -216,15 +178,10 @@ impl Bench {
 fn a_peer_that_leaves_in_the_middle_of_a_request_is_forgotten() {
     let mut bench = Bench::new();
     let mut peer = bench.connect();
-    peer.write_all(&list(Listing::Pods)[..9])
-        .expect("the socket takes it");
-    bench.run("the connection", |bench| {
-        bench.server.connections.len() == 1
-    });
+    peer.write_all(&list(Listing::Pods)[..9]).expect("the socket takes it");
+    bench.run("the connection", |bench| bench.server.connections.len() == 1);
     drop(peer);
-    bench.run("the end of the connection", |bench| {
-        bench.server.connections.len() == 0
-    });
+    bench.run("the end of the connection", |bench| bench.server.connections.len() == 0);
     assert!(bench.incoming.is_empty());
 }
 
@@ -232,15 +189,10 @@ fn a_peer_that_leaves_in_the_middle_of_a_request_is_forgotten() {
 fn an_announced_length_above_the_limit_is_refused_before_its_bytes_come() {
     let mut bench = Bench::new();
     let mut peer = bench.connect();
-    peer.write_all(&u32::MAX.to_be_bytes())
-        .expect("the socket takes it");
+    peer.write_all(&u32::MAX.to_be_bytes()).expect("the socket takes it");
     let error = bench.refusal(peer);
     assert_eq!(error.code, code::DECODE);
-    assert!(
-        error.msg.contains("4294967295") && error.msg.contains("1048576"),
-        "{}",
-        error.msg
-    );
+    assert!(error.msg.contains("4294967295") && error.msg.contains("1048576"), "{}", error.msg);
 }
 
 #[test]
@@ -256,18 +208,10 @@ fn what_is_no_json_or_no_request_is_refused_with_a_sentence() {
     for body in bodies {
         let mut bench = Bench::new();
         let mut peer = bench.connect();
-        let length = u32::try_from(body.len())
-            .expect("it is short")
-            .to_be_bytes();
-        peer.write_all(&[&length, body].concat())
-            .expect("the socket takes it");
+        let length = u32::try_from(body.len()).expect("it is short").to_be_bytes();
+        peer.write_all(&[&length, body].concat()).expect("the socket takes it");
         let error = bench.refusal(peer);
-        assert_eq!(
-            error.code,
-            code::DECODE,
-            "{}",
-            String::from_utf8_lossy(body)
-        );
+        assert_eq!(error.code, code::DECODE, "{}", String::from_utf8_lossy(body));
         assert!(!error.msg.is_empty());
     }
     // Deep nesting must not exhaust the stack.
@@ -280,31 +224,21 @@ fn what_is_no_json_or_no_request_is_refused_with_a_sentence() {
         let _written = peer.write_all(&[&length[..], &deep].concat());
         peer
     });
-    bench.run("the connection", |bench| {
-        bench.server.connections.len() == 1
-    });
-    bench.run("the end of the connection", |bench| {
-        bench.server.connections.len() == 0
-    });
+    bench.run("the connection", |bench| bench.server.connections.len() == 1);
+    bench.run("the end of the connection", |bench| bench.server.connections.len() == 0);
     writer.join().expect("the writer ends");
     assert!(bench.incoming.is_empty());
 }
 
 #[test]
 fn neighbouring_versions_are_understood_and_farther_ones_told_both_numbers() {
-    for (version, understood) in [
-        (PROTOCOL_VERSION + 1, true),
-        (PROTOCOL_VERSION - 1, true),
-        (PROTOCOL_VERSION + 2, false),
-    ] {
+    for (version, understood) in
+        [(PROTOCOL_VERSION + 1, true), (PROTOCOL_VERSION - 1, true), (PROTOCOL_VERSION + 2, false)]
+    {
         let mut bench = Bench::new();
         let mut peer = bench.connect();
         // A far release may have calls of any shape.
-        let call = if understood {
-            json!({"list": "pods"})
-        } else {
-            json!(["what", "is", "this"])
-        };
+        let call = if understood { json!({"list": "pods"}) } else { json!(["what", "is", "this"]) };
         let request = encode(&json!({"version": version, "call": call})).expect("it is short");
         peer.write_all(&request).expect("the socket takes it");
         if understood {
@@ -313,11 +247,7 @@ fn neighbouring_versions_are_understood_and_farther_ones_told_both_numbers() {
             let error = bench.refusal(peer);
             assert_eq!(error.code, CODE_PROTOCOL_VERSION);
             let both = [version, PROTOCOL_VERSION].map(|number| format!("{number}"));
-            assert!(
-                both.iter().all(|number| error.msg.contains(number)),
-                "{}",
-                error.msg
-            );
+            assert!(both.iter().all(|number| error.msg.contains(number)), "{}", error.msg);
         }
     }
 }
@@ -328,21 +258,14 @@ fn a_slow_request_is_closed_at_its_deadline_however_it_trickles() {
     let start = Instant::now();
     let mut slow = bench.connect();
     let idle = bench.connect();
-    bench.run("both connections", |bench| {
-        bench.server.connections.len() == 2
-    });
+    bench.run("both connections", |bench| bench.server.connections.len() == 2);
     let before = bench.server.next_deadline().expect("somebody is to hurry");
     assert!(before >= start + PEER_DEADLINE && before <= Instant::now() + PEER_DEADLINE);
     bench.server.expire(before - Duration::from_millis(1));
     assert_eq!(bench.server.connections.len(), 2);
-    slow.write_all(&list(Listing::Pods)[..5])
-        .expect("the socket takes it");
+    slow.write_all(&list(Listing::Pods)[..5]).expect("the socket takes it");
     bench.settle();
-    assert_eq!(
-        bench.server.next_deadline(),
-        Some(before),
-        "a byte prolongs nothing"
-    );
+    assert_eq!(bench.server.next_deadline(), Some(before), "a byte prolongs nothing");
     bench.server.expire(Instant::now() + PEER_DEADLINE);
     assert_eq!(bench.server.connections.len(), 0);
     assert_eq!(bench.server.next_deadline(), None);
@@ -355,17 +278,12 @@ fn a_slow_request_is_closed_at_its_deadline_however_it_trickles() {
 fn a_peer_that_does_not_read_its_reply_is_closed_at_its_deadline() {
     let mut bench = Bench::new();
     let mut peer = bench.connect();
-    peer.write_all(&list(Listing::Pods))
-        .expect("the socket takes it");
+    peer.write_all(&list(Listing::Pods)).expect("the socket takes it");
     let id = bench.next().connection;
     let long = Reply::Listing(json!("x".repeat(1_000_000)));
     assert!(bench.server.reply(id, &long, Instant::now()));
     bench.settle();
-    assert_eq!(
-        bench.server.connections.len(),
-        1,
-        "the rest of the reply waits"
-    );
+    assert_eq!(bench.server.connections.len(), 1, "the rest of the reply waits");
     bench.server.expire(Instant::now() + PEER_DEADLINE);
     assert_eq!(bench.server.connections.len(), 0);
 }
@@ -375,9 +293,7 @@ fn a_long_reply_arrives_whole_and_one_that_is_too_long_says_so() {
     let mut bench = Bench::new();
     let peer = bench.connect();
     for (length, fits) in [(1_000_000, true), (1_100_000, false)] {
-        (&peer)
-            .write_all(&list(Listing::Routes))
-            .expect("the socket takes it");
+        (&peer).write_all(&list(Listing::Routes)).expect("the socket takes it");
         let id = bench.next().connection;
         let long = Reply::Listing(json!("x".repeat(length)));
         let mut reading = peer.try_clone().expect("a second handle");
@@ -396,21 +312,15 @@ fn a_long_reply_arrives_whole_and_one_that_is_too_long_says_so() {
 fn a_reply_to_a_peer_that_has_gone_is_nobodys_and_its_place_is_free() {
     let mut bench = Bench::new();
     let mut peer = bench.connect();
-    peer.write_all(&list(Listing::Pods))
-        .expect("the socket takes it");
+    peer.write_all(&list(Listing::Pods)).expect("the socket takes it");
     let id = bench.next().connection;
     drop(peer);
     bench.settle();
     assert!(!bench.server.reply(id, &Reply::Done, Instant::now()));
     assert_eq!(bench.server.connections.len(), 0);
     let _next = bench.connect();
-    bench.run("the next connection", |bench| {
-        bench.server.connections.len() == 1
-    });
-    assert!(
-        !bench.server.reply(id, &Reply::Done, Instant::now()),
-        "not to a stranger"
-    );
+    bench.run("the next connection", |bench| bench.server.connections.len() == 1);
+    assert!(!bench.server.reply(id, &Reply::Done, Instant::now()), "not to a stranger");
 }
 
 #[test]
@@ -425,16 +335,11 @@ fn the_descriptor_beside_a_request_is_the_one_that_was_sent() {
         let [sent, received] = [file.as_fd(), received.as_fd()]
             .map(|fd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino)));
         assert_eq!(sent, received);
-        assert!(
-            bench
-                .server
-                .reply(incoming.connection, &Reply::Done, Instant::now())
-        );
+        assert!(bench.server.reply(incoming.connection, &Reply::Done, Instant::now()));
         read_reply(&mut peer);
     }
     // A request without one does not get that of the request before.
-    peer.write_all(&list(Listing::Pods))
-        .expect("the socket takes it");
+    peer.write_all(&list(Listing::Pods)).expect("the socket takes it");
     assert!(bench.next().descriptor.is_none());
 }
 
@@ -478,23 +383,16 @@ fn the_257th_connection_is_told_to_try_again_and_serves_when_another_leaves() {
         peers.push(bench.connect());
         bench.settle_one();
     }
-    bench.run("all connections", |bench| {
-        bench.server.connections.len() == CONNECTIONS_MAX
-    });
+    bench.run("all connections", |bench| bench.server.connections.len() == CONNECTIONS_MAX);
     let mut late = bench.connect();
     bench.settle();
-    let Reply::Error(error) = read_reply(&mut late) else {
-        panic!("one too many is served")
-    };
+    let Reply::Error(error) = read_reply(&mut late) else { panic!("one too many is served") };
     assert_eq!(error.code, code::TRY_AGAIN);
     assert_eq!(bench.server.connections.len(), CONNECTIONS_MAX);
     peers.pop();
-    bench.run("a free place", |bench| {
-        bench.server.connections.len() < CONNECTIONS_MAX
-    });
+    bench.run("a free place", |bench| bench.server.connections.len() < CONNECTIONS_MAX);
     let mut next = bench.connect();
-    next.write_all(&list(Listing::Pods))
-        .expect("the socket takes it");
+    next.write_all(&list(Listing::Pods)).expect("the socket takes it");
     bench.next();
 }
 
@@ -502,9 +400,7 @@ fn the_257th_connection_is_told_to_try_again_and_serves_when_another_leaves() {
 fn a_storm_of_connections_is_taken_in_several_turns() {
     let mut bench = Bench::new();
     let peers: Vec<Peer> = (0..200).map(|_| bench.connect()).collect();
-    bench.run("all connections", |bench| {
-        bench.server.connections.len() == peers.len()
-    });
+    bench.run("all connections", |bench| bench.server.connections.len() == peers.len());
 }
 
 #[test]
@@ -530,14 +426,8 @@ fn another_user_is_refused_even_where_the_mode_of_the_socket_lets_them_in() {
     });
     let mut peer = connecting.join().expect("a connection");
     bench.settle();
-    let Reply::Error(error) = read_reply(&mut peer) else {
-        panic!("nobody was served")
-    };
-    assert!(
-        error.msg.contains("65534") && error.msg.contains("root"),
-        "{}",
-        error.msg
-    );
+    let Reply::Error(error) = read_reply(&mut peer) else { panic!("nobody was served") };
+    assert!(error.msg.contains("65534") && error.msg.contains("root"), "{}", error.msg);
     assert_eq!(bench.server.connections.len(), 0);
 }
 
@@ -547,11 +437,7 @@ mod file {
     use super::*;
 
     fn mode(path: &Path) -> u32 {
-        std::fs::metadata(path)
-            .expect("it exists")
-            .permissions()
-            .mode()
-            & 0o7777
+        std::fs::metadata(path).expect("it exists").permissions().mode() & 0o7777
     }
 
     #[test]
@@ -570,10 +456,7 @@ mod file {
     fn a_daemon_that_answers_keeps_its_socket() {
         let bench = Bench::new();
         let again = SocketFile::listen(bench.server.path());
-        assert!(
-            matches!(again, Err(SocketError::Answered { .. })),
-            "{again:?}"
-        );
+        assert!(matches!(again, Err(SocketError::Answered { .. })), "{again:?}");
         bench.connect();
     }
 
@@ -593,33 +476,19 @@ mod file {
         let path = directory.path().join("viaduct.sock");
         std::fs::write(&path, "precious").expect("a file");
         let refused = SocketFile::listen(&path);
-        assert!(
-            matches!(refused, Err(SocketError::NotASocket { .. })),
-            "{refused:?}"
-        );
-        assert_eq!(
-            std::fs::read_to_string(&path).expect("it is there"),
-            "precious"
-        );
+        assert!(matches!(refused, Err(SocketError::NotASocket { .. })), "{refused:?}");
+        assert_eq!(std::fs::read_to_string(&path).expect("it is there"), "precious");
         let link = directory.path().join("link.sock");
         std::os::unix::fs::symlink(&path, &link).expect("a link");
         let refused = SocketFile::listen(&link);
-        assert!(
-            matches!(refused, Err(SocketError::NotASocket { .. })),
-            "{refused:?}"
-        );
+        assert!(matches!(refused, Err(SocketError::NotASocket { .. })), "{refused:?}");
     }
 
     #[test]
     fn a_directory_that_others_can_write_is_refused_unless_it_is_sticky() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("viaduct.sock");
-        for (mode, allowed) in [
-            (0o777, false),
-            (0o770, false),
-            (0o1777, true),
-            (0o755, true),
-        ] {
+        for (mode, allowed) in [(0o777, false), (0o770, false), (0o1777, true), (0o755, true)] {
             let permissions = std::fs::Permissions::from_mode(mode);
             std::fs::set_permissions(directory.path(), permissions).expect("it is ours");
             assert_eq!(SocketFile::listen(&path).is_ok(), allowed, "mode {mode:o}");

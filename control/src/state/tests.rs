@@ -4,11 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const LIMITS: Limits = Limits {
-    workers: 3,
-    slots: 10,
-    ports_per_worker: 4,
-};
+const LIMITS: Limits = Limits { workers: 3, slots: 10, ports_per_worker: 4 };
 
 fn attachment(id: u8) -> Attachment {
     Attachment {
@@ -19,11 +15,7 @@ fn attachment(id: u8) -> Attachment {
 }
 
 fn v4(last: u8) -> PodAddress {
-    PodAddress {
-        address: IpAddr::from([10, 0, 0, last]),
-        prefix_len: 24,
-        gateway: None,
-    }
+    PodAddress { address: IpAddr::from([10, 0, 0, last]), prefix_len: 24, gateway: None }
 }
 
 fn pod(id: u8, addresses: &[u8]) -> NewPod {
@@ -54,10 +46,7 @@ fn add(state: &mut State, id: u8) -> PodRecord {
 #[test]
 fn pods_go_to_the_least_loaded_worker_and_the_lowest_free_slot() {
     let mut state = State::new(LIMITS);
-    let homes: Vec<_> = (0..5)
-        .map(|id| add(&mut state, id))
-        .map(|r| (r.worker, r.slot))
-        .collect();
+    let homes: Vec<_> = (0..5).map(|id| add(&mut state, id)).map(|r| (r.worker, r.slot)).collect();
     assert_eq!(homes, [(0, 0), (1, 1), (2, 2), (0, 3), (1, 4)]);
     state.apply(Change::Remove(attachment(1))).unwrap();
     let record = add(&mut state, 9);
@@ -71,10 +60,7 @@ fn a_second_add_of_an_attachment_is_refused_and_does_not_harm_the_first() {
     let first = add(&mut state, 1);
     let mut again = pod(1, &[200]);
     again.host_ifname = "vdother".to_owned();
-    assert_eq!(
-        state.apply(Change::Add(again)),
-        Err(StateError::AlreadyAttached(attachment(1)))
-    );
+    assert_eq!(state.apply(Change::Add(again)), Err(StateError::AlreadyAttached(attachment(1))));
     assert_eq!(state.pods().collect::<Vec<_>>(), [&first]);
     assert!(state.pod_by_address(v4(200).address).is_none());
     assert_eq!(state.generation(), 1);
@@ -86,24 +72,12 @@ fn an_address_or_host_interface_of_another_pod_is_refused_with_its_owner() {
     add(&mut state, 1);
     let refused = state.apply(Change::Add(pod(2, &[7, 1]))).unwrap_err();
     let owner = attachment(1);
-    assert_eq!(
-        refused,
-        StateError::AddressTaken {
-            address: v4(1).address,
-            owner: owner.clone()
-        }
-    );
+    assert_eq!(refused, StateError::AddressTaken { address: v4(1).address, owner: owner.clone() });
     assert!(refused.to_string().contains("c1"), "{refused}");
     let mut collides = pod(2, &[2]);
     collides.host_ifname = "vd1".to_owned();
     let refused = state.apply(Change::Add(collides)).unwrap_err();
-    assert_eq!(
-        refused,
-        StateError::HostInterfaceTaken {
-            host_ifname: "vd1".to_owned(),
-            owner
-        }
-    );
+    assert_eq!(refused, StateError::HostInterfaceTaken { host_ifname: "vd1".to_owned(), owner });
     assert_eq!(state.pods().len(), 1);
 }
 
@@ -111,19 +85,10 @@ fn an_address_or_host_interface_of_another_pod_is_refused_with_its_owner() {
 fn a_pod_needs_one_to_sixteen_addresses_each_once() {
     let mut state = State::new(LIMITS);
     let mut try_with = |addresses: &[u8]| state.apply(Change::Add(pod(1, addresses)));
-    assert!(matches!(
-        try_with(&[]),
-        Err(StateError::AddressCount { found: 0, .. })
-    ));
+    assert!(matches!(try_with(&[]), Err(StateError::AddressCount { found: 0, .. })));
     let many: Vec<u8> = (1..=17).collect();
-    assert!(matches!(
-        try_with(&many),
-        Err(StateError::AddressCount { found: 17, .. })
-    ));
-    assert_eq!(
-        try_with(&[5, 5]),
-        Err(StateError::AddressRepeated(v4(5).address))
-    );
+    assert!(matches!(try_with(&many), Err(StateError::AddressCount { found: 17, .. })));
+    assert_eq!(try_with(&[5, 5]), Err(StateError::AddressRepeated(v4(5).address)));
     assert!(try_with(&many[..16]).is_ok());
 }
 
@@ -133,11 +98,7 @@ fn a_mac_address_that_would_read_as_hints_or_as_a_group_is_refused() {
     for (first_byte, is_fine) in [(0x02, false), (0x01, false), (0xff, false), (0x06, true)] {
         let mut candidate = pod(first_byte, &[first_byte]);
         candidate.mac[0] = first_byte;
-        assert_eq!(
-            state.apply(Change::Add(candidate)).is_ok(),
-            is_fine,
-            "{first_byte:02x}"
-        );
+        assert_eq!(state.apply(Change::Add(candidate)).is_ok(), is_fine, "{first_byte:02x}");
     }
 }
 
@@ -146,10 +107,7 @@ fn a_full_node_refuses_with_code_50_until_a_pod_leaves() {
     let mut state = State::new(LIMITS);
     (0..10).for_each(|id| drop(add(&mut state, id)));
     let refused = state.admit(&attachment(20)).unwrap_err();
-    assert_eq!(
-        (refused.cni_code(), &refused),
-        (50, &StateError::NoRoom { ports: 10 })
-    );
+    assert_eq!((refused.cni_code(), &refused), (50, &StateError::NoRoom { ports: 10 }));
     assert_eq!(state.apply(Change::Add(pod(20, &[20]))), Err(refused));
     state.apply(Change::Remove(attachment(4))).unwrap();
     assert_eq!(add(&mut state, 20).slot, 4);
@@ -157,11 +115,7 @@ fn a_full_node_refuses_with_code_50_until_a_pod_leaves() {
 
 #[test]
 fn full_workers_refuse_although_slots_are_left() {
-    let mut state = State::new(Limits {
-        workers: 2,
-        slots: 100,
-        ports_per_worker: 1,
-    });
+    let mut state = State::new(Limits { workers: 2, slots: 100, ports_per_worker: 1 });
     (0..2).for_each(|id| drop(add(&mut state, id)));
     assert_eq!(state.room(), Err(StateError::NoRoom { ports: 2 }));
 }
@@ -198,11 +152,7 @@ fn restored_pods_keep_their_homes_and_later_pods_have_newer_generations() {
 fn restored_pods_move_when_their_worker_or_slot_is_gone() {
     let mut before = State::new(LIMITS);
     let records: Vec<_> = (0..6).map(|id| add(&mut before, id)).collect();
-    let mut after = State::new(Limits {
-        workers: 1,
-        slots: 6,
-        ports_per_worker: 6,
-    });
+    let mut after = State::new(Limits { workers: 1, slots: 6, ports_per_worker: 6 });
     for mut record in records {
         if record.slot == 5 {
             record.slot = 9;
@@ -217,27 +167,12 @@ fn restored_pods_move_when_their_worker_or_slot_is_gone() {
 fn gc_names_what_its_network_does_not_list_and_nothing_of_another_network() {
     let mut state = State::new(LIMITS);
     (0..6).for_each(|id| drop(add(&mut state, id)));
-    let valid = vec![
-        ("c2".to_owned(), "eth0".to_owned()),
-        ("c4".to_owned(), "eth1".to_owned()),
-    ];
-    let request = GcRequest {
-        network: "even".to_owned(),
-        valid,
-    };
+    let valid = vec![("c2".to_owned(), "eth0".to_owned()), ("c4".to_owned(), "eth1".to_owned())];
+    let request = GcRequest { network: "even".to_owned(), valid };
     assert_eq!(state.stale(&request), [attachment(0), attachment(4)]);
-    let nothing_valid = GcRequest {
-        network: "odd".to_owned(),
-        valid: Vec::new(),
-    };
-    assert_eq!(
-        state.stale(&nothing_valid),
-        [attachment(1), attachment(3), attachment(5)]
-    );
-    let unknown = GcRequest {
-        network: "other".to_owned(),
-        valid: Vec::new(),
-    };
+    let nothing_valid = GcRequest { network: "odd".to_owned(), valid: Vec::new() };
+    assert_eq!(state.stale(&nothing_valid), [attachment(1), attachment(3), attachment(5)]);
+    let unknown = GcRequest { network: "other".to_owned(), valid: Vec::new() };
     assert!(state.stale(&unknown).is_empty());
 }
 
@@ -285,8 +220,7 @@ impl Model {
             return false;
         }
         self.generation += 1;
-        self.pods
-            .push(pod.clone().at_home(worker, slot, self.generation));
+        self.pods.push(pod.clone().at_home(worker, slot, self.generation));
         true
     }
 
@@ -317,29 +251,14 @@ fn check_invariants(state: &State) {
     assert_eq!(slots.len(), state.pods().len(), "slots are unique");
     assert!(slots.iter().all(|slot| *slot < LIMITS.slots));
     let generations: HashSet<u64> = state.pods().map(|pod| pod.generation).collect();
-    assert_eq!(
-        generations.len(),
-        state.pods().len(),
-        "generations are unique"
-    );
+    assert_eq!(generations.len(), state.pods().len(), "generations are unique");
     let addresses: Vec<_> = state.pods().flat_map(|pod| &pod.addresses).collect();
     let distinct: HashSet<IpAddr> = addresses.iter().map(|a| a.address).collect();
     assert_eq!(distinct.len(), addresses.len(), "addresses are unique");
-    assert_eq!(
-        state.by_address.len(),
-        addresses.len(),
-        "the address index is exact"
-    );
-    assert_eq!(
-        state.by_host_ifname.len(),
-        state.pods().len(),
-        "the name index is exact"
-    );
+    assert_eq!(state.by_address.len(), addresses.len(), "the address index is exact");
+    assert_eq!(state.by_host_ifname.len(), state.pods().len(), "the name index is exact");
     for (worker, load) in state.loads().iter().enumerate() {
-        let pods = state
-            .pods()
-            .filter(|pod| usize::from(pod.worker) == worker)
-            .count();
+        let pods = state.pods().filter(|pod| usize::from(pod.worker) == worker).count();
         assert_eq!(pods, *load as usize, "worker {worker}");
         assert!(*load <= LIMITS.ports_per_worker);
     }

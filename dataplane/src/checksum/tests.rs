@@ -14,20 +14,14 @@ fn naive(bytes: &[u8]) -> u16 {
 }
 
 /// Words where carries and the two zeros of one's complement live.
-const CORNERS: [u16; 10] = [
-    0, 1, 0x00ff, 0x0100, 0x7fff, 0x8000, 0xff00, 0xfffe, 0xffff, 0x1234,
-];
+const CORNERS: [u16; 10] = [0, 1, 0x00ff, 0x0100, 0x7fff, 0x8000, 0xff00, 0xfffe, 0xffff, 0x1234];
 
 fn updates_like_a_full_sum(rest: u16, old: u16, new: u16) {
     let full = |word: u16| Sum::default().add_word(rest).add_word(word).checksum();
     if rest == 0 && new == 0 {
         return; // All data zero: outside the contract, see the test of that name.
     }
-    assert_eq!(
-        update(full(old), old, new),
-        full(new),
-        "rest {rest:#x} {old:#x} -> {new:#x}"
-    );
+    assert_eq!(update(full(old), old, new), full(new), "rest {rest:#x} {old:#x} -> {new:#x}");
 }
 
 proptest! {
@@ -172,10 +166,7 @@ fn a_ttl_of_one_or_zero_is_refused_and_the_header_left_alone() {
 #[test]
 fn pseudo_headers_equal_their_bytes_in_the_order_of_the_rfcs() {
     let v4 = pseudo_header_v4([10, 244, 1, 2], [10, 244, 1, 3], 6, 1480);
-    assert_eq!(
-        v4.fold(),
-        naive(&[10, 244, 1, 2, 10, 244, 1, 3, 0, 6, 5, 200])
-    );
+    assert_eq!(v4.fold(), naive(&[10, 244, 1, 2, 10, 244, 1, 3, 0, 6, 5, 200]));
     let (src, dst) = ([0xfd; 16], [0x20; 16]);
     let v6 = pseudo_header_v6(src, dst, 17, 0x0001_0002);
     let bytes = [&src[..], &dst[..], &[0, 1, 0, 2, 0, 0, 0, 17]].concat();

@@ -1,5 +1,6 @@
 //! Rings between workers: packets arrive whole and in order, frames return to their owner.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -35,6 +36,28 @@ fn rung(bell: &Bell) -> bool {
     rustix::io::read(&bell.event, &mut [0u8; 8]).is_ok()
 }
 
+/// Takes what has arrived and compares it with what was sent.
+fn receive_all(
+    incoming: &mut CrossingIn,
+    pool: &mut FramePool,
+    expected: &mut VecDeque<(u16, Vec<u8>)>,
+) {
+    while let Some(received) = incoming.receive(pool) {
+        let (sent_to, bytes) = expected.pop_front().expect("no more than was sent");
+        match received {
+            Received::Packet(packet, routed) => {
+                assert_eq!(routed.egress.0, sent_to);
+                assert_eq!(pool.pieces(&packet).collect::<Vec<_>>().concat(), bytes);
+                pool.release(packet);
+            }
+            Received::NoFrames(routed) => {
+                assert_eq!(routed.egress.0, sent_to);
+                assert!(bytes.len() > 4 * 3840, "{} bytes in 4 frames", bytes.len());
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
@@ -44,36 +67,20 @@ proptest! {
     ) {
         let (mut from, mut to) = (pool(64), pool(receiver));
         let (mut out, mut incoming) = ring(&from);
-        let mut expected = std::collections::VecDeque::new();
-        let mut received = |incoming: &mut CrossingIn, to: &mut FramePool, expected: &mut std::collections::VecDeque<(u16, Vec<u8>)>| {
-            while let Some(received) = incoming.receive(to) {
-                let (egress, bytes) = expected.pop_front().expect("no more than was sent");
-                match received {
-                    Received::Packet(packet, routed) => {
-                        assert_eq!(routed.egress.0, egress);
-                        assert_eq!(to.pieces(&packet).collect::<Vec<_>>().concat(), bytes);
-                        to.release(packet);
-                    }
-                    Received::NoFrames(routed) => {
-                        assert_eq!(routed.egress.0, egress);
-                        assert!(bytes.len() > 4 * 3840, "{} bytes in 4 frames", bytes.len());
-                    }
-                }
-            }
-        };
+        let mut expected = VecDeque::new();
         for (number, (size, step)) in sizes.into_iter().enumerate() {
             let bytes: Vec<u8> = (0..size).map(|at| (at * 7 + number) as u8).collect();
             if send(&mut out, &mut from, &bytes, number as u16) {
                 expected.push_back((number as u16, bytes));
             }
             match step {
-                0 => received(&mut incoming, &mut to, &mut expected),
+                0 => receive_all(&mut incoming, &mut to, &mut expected),
                 1 => out.take_returned(&mut from),
                 _ => {}
             }
             prop_assert!(from.count().conserved() && to.count().conserved());
         }
-        received(&mut incoming, &mut to, &mut expected);
+        receive_all(&mut incoming, &mut to, &mut expected);
         prop_assert!(expected.is_empty() && incoming.is_empty());
         out.take_returned(&mut from);
         prop_assert_eq!((from.count().free, to.count().free), (64, receiver));
@@ -139,7 +146,8 @@ fn a_sleeper_on_another_thread_sees_what_was_sent() {
             }
             bell.going_to_sleep();
             if incoming.is_empty() {
-                let mut fds = [rustix::event::PollFd::new(&bell.event, rustix::event::PollFlags::IN)];
+                let mut fds =
+                    [rustix::event::PollFd::new(&bell.event, rustix::event::PollFlags::IN)];
                 // No wake-up is lost: this never waits for its deadline.
                 let deadline = Duration::from_secs(10).try_into().expect("a time");
                 let woken = rustix::event::poll(&mut fds, Some(&deadline)).expect("poll");

@@ -17,21 +17,12 @@ const DESTINATIONS_LEN: usize = 512;
 const _: () = assert!(DESTINATIONS_LEN.is_power_of_two());
 
 /// All errors of a class: 1000 a second, 50 at once, as Linux.
-const ALL: Rate = Rate {
-    interval_ns: 1_000_000,
-    burst: 50,
-};
+const ALL: Rate = Rate { interval_ns: 1_000_000, burst: 50 };
 /// Errors to one destination: 1 a second, 6 at once, as Linux. Two hops of a traceroute fit.
-const DESTINATION: Rate = Rate {
-    interval_ns: 1_000_000_000,
-    burst: 6,
-};
+const DESTINATION: Rate = Rate { interval_ns: 1_000_000_000, burst: 6 };
 /// Too-big errors to one destination: a sender needs one for each path it discovers (Linux does
 /// not limit these at all), so a pod may learn 50 at once and 10 a second.
-const DESTINATION_TOO_BIG: Rate = Rate {
-    interval_ns: 100_000_000,
-    burst: 50,
-};
+const DESTINATION_TOO_BIG: Rate = Rate { interval_ns: 100_000_000, burst: 50 };
 
 /// Limits the ICMP errors of one worker. Fixed memory, no clock: time is passed in.
 ///
@@ -52,12 +43,7 @@ impl Limiter {
     #[must_use]
     pub fn new(seed: u64) -> Limiter {
         let (too_big, other) = (Class::new(DESTINATION_TOO_BIG), Class::new(DESTINATION));
-        Limiter {
-            too_big,
-            other,
-            seed,
-            drawn: 0,
-        }
+        Limiter { too_big, other, seed, drawn: 0 }
     }
 
     /// Whether an error of this kind may be sent to `destination` now, and takes its tokens if
@@ -98,11 +84,7 @@ struct Class {
 impl Class {
     fn new(destination_rate: Rate) -> Class {
         let destinations = [Bucket::default(); DESTINATIONS_LEN];
-        Class {
-            all: Bucket::default(),
-            destination_rate,
-            destinations,
-        }
+        Class { all: Bucket::default(), destination_rate, destinations }
     }
 
     /// Takes tokens from both buckets or from none, so that a flooded destination does not use

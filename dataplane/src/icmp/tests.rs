@@ -30,11 +30,7 @@ const KINDS: [ErrorKind; 5] = [
 ];
 
 fn envelope(source: impl Into<IpAddr>) -> Envelope {
-    Envelope {
-        src_mac: GATEWAY_MAC,
-        dst_mac: POD_MAC,
-        source: source.into(),
-    }
+    Envelope { src_mac: GATEWAY_MAC, dst_mac: POD_MAC, source: source.into() }
 }
 
 fn udp_v4(payload: usize) -> Vec<u8> {
@@ -113,18 +109,14 @@ fn an_icmp_error_has_the_type_code_addresses_and_quote_of_its_kind() {
         let mut out = [0; ERROR_BYTES_MAX];
         let length = build(kind, &packet, L3, &envelope(NODE), &mut out).expect("answerable");
         let error = SlicedPacket::from_ethernet(&out[..length]).expect("parses");
-        let Some(NetSlice::Ipv4(ip)) = error.net else {
-            panic!("not IPv4")
-        };
+        let Some(NetSlice::Ipv4(ip)) = error.net else { panic!("not IPv4") };
         let header = ip.header();
         assert_eq!(header.source(), NODE.octets());
         assert_eq!(header.destination(), POD);
         assert_eq!(header.ttl(), 64);
         assert_eq!(header.dcp().value(), 0xc0 >> 2);
         assert!(checksum::verify_ipv4_header(&out[L3..]));
-        let Some(TransportSlice::Icmpv4(icmp)) = error.transport else {
-            panic!("not ICMP")
-        };
+        let Some(TransportSlice::Icmpv4(icmp)) = error.transport else { panic!("not ICMP") };
         assert_eq!(Sum::default().add_bytes(icmp.slice()).checksum(), 0);
         use icmpv4::{DestUnreachableHeader as Unreachable, TimeExceededCode};
         let expected = match kind {
@@ -157,15 +149,11 @@ fn an_icmpv6_error_has_the_type_code_addresses_and_quote_of_its_kind() {
         let mut out = [0; ERROR_BYTES_MAX];
         let length = build(kind, &packet, L3, &envelope(NODE6), &mut out).expect("answerable");
         let error = SlicedPacket::from_ethernet(&out[..length]).expect("parses");
-        let Some(NetSlice::Ipv6(ip)) = error.net else {
-            panic!("not IPv6")
-        };
+        let Some(NetSlice::Ipv6(ip)) = error.net else { panic!("not IPv6") };
         assert_eq!(ip.header().source(), NODE6.octets());
         assert_eq!(ip.header().destination(), POD6);
         assert_eq!(ip.header().next_header(), IpNumber::IPV6_ICMP);
-        let Some(TransportSlice::Icmpv6(icmp)) = error.transport else {
-            panic!("not ICMPv6")
-        };
+        let Some(TransportSlice::Icmpv6(icmp)) = error.transport else { panic!("not ICMPv6") };
         assert!(icmp.is_checksum_valid(NODE6.octets(), POD6));
         use icmpv6::{DestUnreachableCode as Unreachable, TimeExceededCode};
         let expected = match kind {
@@ -187,24 +175,12 @@ fn a_quote_is_cut_at_576_and_1280_bytes_of_datagram() {
     let mut out = [0; 2048];
     for payload in [519, 520, 521, 9000] {
         let packet = udp_v4(payload);
-        let length = build(
-            ErrorKind::TimeExceeded,
-            &packet,
-            L3,
-            &envelope(NODE),
-            &mut out,
-        );
+        let length = build(ErrorKind::TimeExceeded, &packet, L3, &envelope(NODE), &mut out);
         assert_eq!(length, Ok(14 + 576.min(28 + 28 + payload)));
     }
     for payload in [1183, 1184, 1185, 9000] {
         let packet = udp_v6(payload);
-        let length = build(
-            ErrorKind::TimeExceeded,
-            &packet,
-            L3,
-            &envelope(NODE6),
-            &mut out,
-        );
+        let length = build(ErrorKind::TimeExceeded, &packet, L3, &envelope(NODE6), &mut out);
         assert_eq!(length, Ok(14 + 1280.min(48 + 48 + payload)));
     }
     assert_eq!(ERROR_BYTES_MAX, 14 + 1280);
@@ -213,13 +189,7 @@ fn a_quote_is_cut_at_576_and_1280_bytes_of_datagram() {
 #[test]
 fn a_first_frame_of_a_longer_packet_is_quoted_as_far_as_it_goes() {
     let mut out = [0; ERROR_BYTES_MAX];
-    let length = build(
-        ErrorKind::TimeExceeded,
-        &udp_v4(9000)[..80],
-        L3,
-        &envelope(NODE),
-        &mut out,
-    );
+    let length = build(ErrorKind::TimeExceeded, &udp_v4(9000)[..80], L3, &envelope(NODE), &mut out);
     assert_eq!(length, Ok(14 + 28 + 80 - 14));
 }
 
@@ -228,23 +198,11 @@ fn an_ethernet_trailer_is_not_quoted() {
     let mut packet = udp_v4(1);
     packet.resize(60, 0);
     let mut out = [0; ERROR_BYTES_MAX];
-    let length = build(
-        ErrorKind::TimeExceeded,
-        &packet,
-        L3,
-        &envelope(NODE),
-        &mut out,
-    );
+    let length = build(ErrorKind::TimeExceeded, &packet, L3, &envelope(NODE), &mut out);
     assert_eq!(length, Ok(14 + 28 + 29));
     let mut packet = udp_v6(1);
     packet.resize(80, 0);
-    let length = build(
-        ErrorKind::TimeExceeded,
-        &packet,
-        L3,
-        &envelope(NODE6),
-        &mut out,
-    );
+    let length = build(ErrorKind::TimeExceeded, &packet, L3, &envelope(NODE6), &mut out);
     assert_eq!(length, Ok(14 + 48 + 49));
 }
 
@@ -253,13 +211,7 @@ fn a_vlan_tag_moves_the_ip_header_and_is_not_answered_with() {
     let mut packet = udp_v4(10);
     packet.splice(12..12, [0x81, 0, 0, 5]);
     let mut out = [0; ERROR_BYTES_MAX];
-    let length = build(
-        ErrorKind::TimeExceeded,
-        &packet,
-        L3 + 4,
-        &envelope(NODE),
-        &mut out,
-    );
+    let length = build(ErrorKind::TimeExceeded, &packet, L3 + 4, &envelope(NODE), &mut out);
     assert_eq!(length, Ok(14 + 28 + 38));
     assert_eq!(out[12..14], EtherType::IPV4.0.to_be_bytes());
     assert_eq!(out[L3 + 28..][..38], packet[L3 + 4..]);
@@ -269,14 +221,7 @@ fn a_vlan_tag_moves_the_ip_header_and_is_not_answered_with() {
 fn the_type_of_service_is_kept_but_neither_precedence_nor_ecn() {
     let packet = changed_v4(udp_v4(10), |packet| packet[L3 + 1] = 0x39);
     let mut out = [0; ERROR_BYTES_MAX];
-    build(
-        ErrorKind::TimeExceeded,
-        &packet,
-        L3,
-        &envelope(NODE),
-        &mut out,
-    )
-    .expect("answerable");
+    build(ErrorKind::TimeExceeded, &packet, L3, &envelope(NODE), &mut out).expect("answerable");
     assert_eq!(out[L3 + 1], 0xd8);
 }
 
@@ -314,11 +259,7 @@ fn an_output_one_byte_too_short_is_refused_and_one_that_fits_is_not() {
 fn icmp_queries_are_answered_and_every_other_icmp_type_is_not() {
     for kind in 0..=255 {
         let query = matches!(kind, 0 | 8 | 9 | 10 | 13..=18 | 42 | 43);
-        if query {
-            answered(&icmp_v4(kind))
-        } else {
-            refused(&icmp_v4(kind))
-        }
+        if query { answered(&icmp_v4(kind)) } else { refused(&icmp_v4(kind)) }
     }
 }
 
@@ -326,11 +267,7 @@ fn icmp_queries_are_answered_and_every_other_icmp_type_is_not() {
 fn icmpv6_information_is_answered_and_errors_and_redirects_are_not() {
     for kind in 0..=255 {
         let packet = ipv6(58, &[kind, 0, 0, 0, 0, 0, 0, 0]);
-        if kind >= 128 && kind != 137 {
-            answered(&packet)
-        } else {
-            refused(&packet)
-        }
+        if kind >= 128 && kind != 137 { answered(&packet) } else { refused(&packet) }
     }
 }
 
@@ -365,46 +302,23 @@ fn a_first_fragment_is_answered_and_a_later_one_is_not() {
 
 #[test]
 fn ipv4_groups_and_bad_senders_are_not_answered() {
-    for src in [
-        [0, 0, 0, 0],
-        [0, 1, 2, 3],
-        [127, 0, 0, 1],
-        [224, 0, 0, 1],
-        [240, 0, 0, 1],
-        [255; 4],
-    ] {
-        refused(&changed_v4(udp_v4(8), |packet| {
-            packet[L3 + 12..L3 + 16].copy_from_slice(&src)
-        }));
+    for src in
+        [[0, 0, 0, 0], [0, 1, 2, 3], [127, 0, 0, 1], [224, 0, 0, 1], [240, 0, 0, 1], [255; 4]]
+    {
+        refused(&changed_v4(udp_v4(8), |packet| packet[L3 + 12..L3 + 16].copy_from_slice(&src)));
     }
-    for dst in [
-        [224, 0, 0, 251],
-        [239, 255, 255, 250],
-        [240, 0, 0, 1],
-        [255; 4],
-    ] {
-        refused(&changed_v4(udp_v4(8), |packet| {
-            packet[L3 + 16..L3 + 20].copy_from_slice(&dst)
-        }));
+    for dst in [[224, 0, 0, 251], [239, 255, 255, 250], [240, 0, 0, 1], [255; 4]] {
+        refused(&changed_v4(udp_v4(8), |packet| packet[L3 + 16..L3 + 20].copy_from_slice(&dst)));
     }
-    for near in [
-        [1, 0, 0, 1],
-        [126, 0, 0, 1],
-        [128, 0, 0, 1],
-        [223, 255, 255, 1],
-    ] {
-        answered(&changed_v4(udp_v4(8), |packet| {
-            packet[L3 + 12..L3 + 16].copy_from_slice(&near)
-        }));
+    for near in [[1, 0, 0, 1], [126, 0, 0, 1], [128, 0, 0, 1], [223, 255, 255, 1]] {
+        answered(&changed_v4(udp_v4(8), |packet| packet[L3 + 12..L3 + 16].copy_from_slice(&near)));
     }
 }
 
 #[test]
 fn ipv6_bad_senders_are_not_answered_and_groups_only_with_too_big() {
     for src in [[0; 16], Ipv6Addr::LOCALHOST.octets(), [0xff; 16]] {
-        refused(&changed(udp_v6(8), |packet| {
-            packet[L3 + 8..L3 + 24].copy_from_slice(&src)
-        }));
+        refused(&changed(udp_v6(8), |packet| packet[L3 + 8..L3 + 24].copy_from_slice(&src)));
     }
     answered(&changed(udp_v6(8), |packet| {
         packet[L3 + 8..L3 + 24].copy_from_slice(&Ipv6Addr::from(2).octets());
@@ -455,13 +369,7 @@ fn extension_headers_are_followed_to_an_icmpv6_error_behind_them() {
     let authentication = |next: u8| [next, 1, 0, 0, 0, 0, 0, 9, 0, 0, 0, 1];
     let chain = |kind: u8| {
         let icmp = [kind, 0, 0, 0];
-        [
-            &hop_by_hop(60)[..],
-            &long_options(51),
-            &authentication(58),
-            &icmp,
-        ]
-        .concat()
+        [&hop_by_hop(60)[..], &long_options(51), &authentication(58), &icmp].concat()
     };
     answered(&ipv6(0, &chain(128)));
     refused(&ipv6(0, &chain(1)));
@@ -528,9 +436,7 @@ mod limits {
 
     /// How many of `tries` errors at one moment pass.
     fn passing(limiter: &mut Limiter, kind: ErrorKind, tries: u32, now_ns: u64) -> u32 {
-        (0..tries)
-            .filter(|_| limiter.allow(kind, address(1), now_ns))
-            .count() as u32
+        (0..tries).filter(|_| limiter.allow(kind, address(1), now_ns)).count() as u32
     }
 
     /// The mean of a quantity over many seeds.
@@ -541,14 +447,8 @@ mod limits {
 
     #[test]
     fn one_destination_gets_about_six_at_once_and_one_a_second_after() {
-        let burst = mean(|seed| {
-            passing(
-                &mut Limiter::new(seed),
-                ErrorKind::HostUnreachable,
-                100,
-                SECOND,
-            )
-        });
+        let burst =
+            mean(|seed| passing(&mut Limiter::new(seed), ErrorKind::HostUnreachable, 100, SECOND));
         assert!((5.4..6.0).contains(&burst), "{burst}");
         let in_100_s = mean(|seed| {
             let mut limiter = Limiter::new(seed);

@@ -11,21 +11,12 @@ const POD4: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 7);
 const POD6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 7);
 const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x0801, 2, 3, 4);
 const ADDRESSES: [IpAddr; 2] = [IpAddr::V4(POD4), IpAddr::V6(POD6)];
-const POD: PodIdentity<'static> = PodIdentity {
-    mac: POD_MAC,
-    addresses: &ADDRESSES,
-};
+const POD: PodIdentity<'static> = PodIdentity { mac: POD_MAC, addresses: &ADDRESSES };
 
 /// `arp -n 169.254.1.1` from the pod: as the kernel sends it.
 fn request() -> [u8; ARP_BYTES] {
-    let from = ArpEnd {
-        mac: POD_MAC,
-        address: POD4,
-    };
-    let to = ArpEnd {
-        mac: [0; 6],
-        address: GATEWAY_V4,
-    };
+    let from = ArpEnd { mac: POD_MAC, address: POD4 };
+    let to = ArpEnd { mac: [0; 6], address: GATEWAY_V4 };
     arp(ARP_REQUEST, BROADCAST_MAC, from, to)
 }
 
@@ -134,62 +125,37 @@ fn a_probe_for_the_gateway_is_answered_and_a_probe_for_the_pod_itself_is_not() {
 fn every_other_arp_packet_is_dropped_with_its_reason() {
     assert_eq!(arp_answer(&request()[..41]), Err(NeighborDrop::TooShort));
     for offset in 12..20 {
-        assert_eq!(
-            arp_drop(|packet| packet[offset] ^= 1),
-            NeighborDrop::NotNeighbor
-        );
+        assert_eq!(arp_drop(|packet| packet[offset] ^= 1), NeighborDrop::NotNeighbor);
     }
     for operation in [0, 2, 3] {
-        assert_eq!(
-            arp_drop(|packet| packet[21] = operation),
-            NeighborDrop::NotRequest
-        );
+        assert_eq!(arp_drop(|packet| packet[21] = operation), NeighborDrop::NotRequest);
     }
-    assert_eq!(
-        arp_drop(|packet| packet[5] = 0),
-        NeighborDrop::WrongReceiver
-    );
+    assert_eq!(arp_drop(|packet| packet[5] = 0), NeighborDrop::WrongReceiver);
     for offset in (6..12).chain(22..28).chain(28..32) {
-        assert_eq!(
-            arp_drop(|packet| packet[offset] ^= 1),
-            NeighborDrop::SpoofedSender
-        );
+        assert_eq!(arp_drop(|packet| packet[offset] ^= 1), NeighborDrop::SpoofedSender);
     }
     let pretends_to_be_the_gateway = |packet: &mut [u8; ARP_BYTES]| {
         packet[28..32].copy_from_slice(&GATEWAY_V4.octets());
     };
-    assert_eq!(
-        arp_drop(pretends_to_be_the_gateway),
-        NeighborDrop::SpoofedSender
-    );
+    assert_eq!(arp_drop(pretends_to_be_the_gateway), NeighborDrop::SpoofedSender);
     for offset in 38..42 {
-        assert_eq!(
-            arp_drop(|packet| packet[offset] ^= 1),
-            NeighborDrop::NotGateway
-        );
+        assert_eq!(arp_drop(|packet| packet[offset] ^= 1), NeighborDrop::NotGateway);
     }
 }
 
 #[test]
 fn a_solicitation_for_the_gateway_is_answered_with_its_mac() {
     for src in [POD6, LINK_LOCAL] {
-        let asked = Solicitation {
-            src,
-            ..solicitation()
-        };
+        let asked = Solicitation { src, ..solicitation() };
         let answer = nd_answer(&asked.packet()).expect("answered");
         assert_eq!(answer[..6], POD_MAC);
         assert_eq!(answer[6..12], GATEWAY_MAC);
         let parsed = SlicedPacket::from_ethernet(&answer).expect("parses");
-        let Some(NetSlice::Ipv6(ip)) = parsed.net else {
-            panic!("not IPv6")
-        };
+        let Some(NetSlice::Ipv6(ip)) = parsed.net else { panic!("not IPv6") };
         assert_eq!(ip.header().source_addr(), GATEWAY_V6);
         assert_eq!(ip.header().destination_addr(), src);
         assert_eq!(ip.header().hop_limit(), 255);
-        let Some(TransportSlice::Icmpv6(icmp)) = parsed.transport else {
-            panic!("not ICMPv6")
-        };
+        let Some(TransportSlice::Icmpv6(icmp)) = parsed.transport else { panic!("not ICMPv6") };
         check_advertisement(&icmp, GATEWAY_V6, src, 0xe0, GATEWAY_MAC);
     }
 }
@@ -203,10 +169,7 @@ fn check_advertisement(
     mac: [u8; 6],
 ) {
     assert!(icmp.is_checksum_valid(target.octets(), dst.octets()));
-    assert!(matches!(
-        icmp.icmp_type(),
-        Icmpv6Type::NeighborAdvertisement(_)
-    ));
+    assert!(matches!(icmp.icmp_type(), Icmpv6Type::NeighborAdvertisement(_)));
     assert_eq!(icmp.slice()[4..8], [flags, 0, 0, 0]);
     assert_eq!(icmp.slice()[8..24], target.octets());
     assert_eq!(icmp.slice()[24..26], [2, 1]);
@@ -215,21 +178,11 @@ fn check_advertisement(
 
 #[test]
 fn a_unicast_probe_an_unknown_option_and_an_ethernet_trailer_do_not_hinder_an_answer() {
-    let unicast = Solicitation {
-        dst: GATEWAY_V6,
-        dst_mac: GATEWAY_MAC,
-        ..solicitation()
-    };
+    let unicast = Solicitation { dst: GATEWAY_V6, dst_mac: GATEWAY_MAC, ..solicitation() };
     assert!(nd_answer(&unicast.packet()).is_ok());
-    let nonce = Solicitation {
-        options: [14, 1, 1, 2, 3, 4, 5, 6].to_vec(),
-        ..solicitation()
-    };
+    let nonce = Solicitation { options: [14, 1, 1, 2, 3, 4, 5, 6].to_vec(), ..solicitation() };
     assert!(nd_answer(&nonce.packet()).is_ok());
-    let bare = Solicitation {
-        options: Vec::new(),
-        ..solicitation()
-    };
+    let bare = Solicitation { options: Vec::new(), ..solicitation() };
     assert!(nd_answer(&[bare.packet(), vec![0xaa; 9]].concat()).is_ok());
 }
 
@@ -249,26 +202,12 @@ fn duplicate_address_detection_is_never_answered() {
 
 #[test]
 fn what_rfc_4861_section_7_1_1_discards_is_dropped_with_its_reason() {
-    assert_eq!(
-        nd_drop(|asked| asked.hop_limit = 254),
-        NeighborDrop::HopLimit
-    );
+    assert_eq!(nd_drop(|asked| asked.hop_limit = 254), NeighborDrop::HopLimit);
     assert_eq!(nd_drop(|asked| asked.code = 1), NeighborDrop::Code);
     let multicast: Ipv6Addr = "ff02::1".parse().expect("an address");
-    assert_eq!(
-        nd_drop(|asked| asked.target = multicast),
-        NeighborDrop::NotGateway
-    );
-    for options in [
-        &[1, 0, 0, 0, 0, 0, 0, 0][..],
-        &[1, 2, 3, 4, 5, 6, 7, 8],
-        &[1],
-        &[14, 1, 0],
-    ] {
-        assert_eq!(
-            nd_drop(|asked| asked.options = options.to_vec()),
-            NeighborDrop::Option
-        );
+    assert_eq!(nd_drop(|asked| asked.target = multicast), NeighborDrop::NotGateway);
+    for options in [&[1, 0, 0, 0, 0, 0, 0, 0][..], &[1, 2, 3, 4, 5, 6, 7, 8], &[1], &[14, 1, 0]] {
+        assert_eq!(nd_drop(|asked| asked.options = options.to_vec()), NeighborDrop::Option);
     }
     let good = solicitation().packet();
     for bit in 54 * 8..good.len() * 8 {
@@ -289,33 +228,14 @@ fn what_rfc_4861_section_7_1_1_discards_is_dropped_with_its_reason() {
 
 #[test]
 fn questions_of_others_for_others_and_to_others_are_dropped() {
-    for src in [
-        GATEWAY_V6,
-        Ipv6Addr::LOCALHOST,
-        ALL_NODES,
-        Ipv6Addr::from_bits(POD6.to_bits() + 1),
-    ] {
-        assert_eq!(
-            nd_drop(|asked| asked.src = src),
-            NeighborDrop::SpoofedSender
-        );
+    for src in [GATEWAY_V6, Ipv6Addr::LOCALHOST, ALL_NODES, Ipv6Addr::from_bits(POD6.to_bits() + 1)]
+    {
+        assert_eq!(nd_drop(|asked| asked.src = src), NeighborDrop::SpoofedSender);
     }
-    assert_eq!(
-        nd_drop(|asked| asked.options[7] ^= 1),
-        NeighborDrop::SpoofedSender
-    );
-    assert_eq!(
-        nd_drop(|asked| asked.target = POD6),
-        NeighborDrop::NotGateway
-    );
-    assert_eq!(
-        nd_drop(|asked| asked.dst = ALL_NODES),
-        NeighborDrop::NotGateway
-    );
-    assert_eq!(
-        nd_drop(|asked| asked.dst_mac = ALL_NODES_MAC),
-        NeighborDrop::WrongReceiver
-    );
+    assert_eq!(nd_drop(|asked| asked.options[7] ^= 1), NeighborDrop::SpoofedSender);
+    assert_eq!(nd_drop(|asked| asked.target = POD6), NeighborDrop::NotGateway);
+    assert_eq!(nd_drop(|asked| asked.dst = ALL_NODES), NeighborDrop::NotGateway);
+    assert_eq!(nd_drop(|asked| asked.dst_mac = ALL_NODES_MAC), NeighborDrop::WrongReceiver);
     for kind in [133, 134, 136, 137, 128, 1] {
         assert_eq!(nd_drop(|asked| asked.kind = kind), NeighborDrop::NotRequest);
     }
@@ -324,10 +244,7 @@ fn questions_of_others_for_others_and_to_others_are_dropped() {
         assert_eq!(dropped, NeighborDrop::NotNeighbor);
     }
     assert_eq!(nd_answer(&request()), Err(NeighborDrop::NotNeighbor));
-    assert_eq!(
-        arp_answer(&solicitation().packet()),
-        Err(NeighborDrop::NotNeighbor)
-    );
+    assert_eq!(arp_answer(&solicitation().packet()), Err(NeighborDrop::NotNeighbor));
 }
 
 #[test]
@@ -336,17 +253,9 @@ fn an_output_one_byte_too_short_is_refused() {
     let short = answer_arp(&request(), &POD, GATEWAY_MAC, &mut out[..ARP_BYTES - 1]);
     assert_eq!(short, Err(NeighborDrop::NoRoom));
     let asked = solicitation().packet();
-    let short = answer_nd(
-        &asked,
-        &POD,
-        GATEWAY_MAC,
-        &mut out[..ADVERTISEMENT_BYTES - 1],
-    );
+    let short = answer_nd(&asked, &POD, GATEWAY_MAC, &mut out[..ADVERTISEMENT_BYTES - 1]);
     assert_eq!(short, Err(NeighborDrop::NoRoom));
-    assert_eq!(
-        answer_nd(&asked, &POD, GATEWAY_MAC, &mut out),
-        Ok(ADVERTISEMENT_BYTES)
-    );
+    assert_eq!(answer_nd(&asked, &POD, GATEWAY_MAC, &mut out), Ok(ADVERTISEMENT_BYTES));
 }
 
 #[test]
@@ -366,15 +275,11 @@ fn an_unsolicited_advertisement_tells_all_nodes_and_overrides() {
     let packet = unsolicited_advertisement(POD_MAC, POD6);
     assert_eq!(packet[..12], [0x33, 0x33, 0, 0, 0, 1, 0x0a, 1, 2, 3, 4, 5]);
     let parsed = SlicedPacket::from_ethernet(&packet).expect("parses");
-    let Some(NetSlice::Ipv6(ip)) = parsed.net else {
-        panic!("not IPv6")
-    };
+    let Some(NetSlice::Ipv6(ip)) = parsed.net else { panic!("not IPv6") };
     assert_eq!(ip.header().source_addr(), POD6);
     assert_eq!(ip.header().destination_addr(), ALL_NODES);
     assert_eq!(ip.header().hop_limit(), 255);
-    let Some(TransportSlice::Icmpv6(icmp)) = parsed.transport else {
-        panic!("not ICMPv6")
-    };
+    let Some(TransportSlice::Icmpv6(icmp)) = parsed.transport else { panic!("not ICMPv6") };
     check_advertisement(&icmp, POD6, ALL_NODES, 0x20, POD_MAC);
 }
 

@@ -171,8 +171,8 @@ fn a_udp_checksum_of_zero_is_none() {
 fn tiny_segments_are_refused_from_the_65th_on() {
     for (gso_size, payload, good) in
         [(1, 64, true), (1, 65, false), (535, 535 * 64, true), (535, 535 * 64 + 1, false)]
-        .into_iter()
-        .chain([(536, 536 * 65, true)])
+            .into_iter()
+            .chain([(536, 536 * 65, true)])
     {
         let mut bytes = packet(false, true, &vec![0; payload]);
         let partial = make_partial(&mut bytes);

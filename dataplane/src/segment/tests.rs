@@ -23,11 +23,7 @@ struct Super {
 
 impl Super {
     fn new(bytes: Vec<u8>, l4_offset: usize, l4_bytes: usize) -> Super {
-        Super {
-            bytes,
-            l4_offset,
-            header_bytes: l4_offset + l4_bytes,
-        }
+        Super { bytes, l4_offset, header_bytes: l4_offset + l4_bytes }
     }
 
     fn payload(&self) -> &[u8] {
@@ -60,9 +56,7 @@ fn ipv4_header(id: u16, options: &[u8]) -> etherparse::Ipv4Header {
 
 fn tcp_header(sequence: u32, flags: u8, options: &[u8]) -> TcpHeader {
     let mut header = TcpHeader::new(4000, 443, sequence, 7000);
-    header
-        .set_options_raw(options)
-        .expect("a multiple of 4, at most 40");
+    header.set_options_raw(options).expect("a multiple of 4, at most 40");
     header.acknowledgment_number = 99;
     (header.fin, header.psh, header.ack) = (flags & FIN != 0, flags & PSH != 0, true);
     (header.cwr, header.ece, header.urg) = (flags & CWR != 0, flags & 0x40 != 0, flags & 0x20 != 0);
@@ -80,11 +74,7 @@ fn payload(length: usize) -> Vec<u8> {
 fn tcp_v4(id: u16, options: &[u8], tcp: &TcpHeader, length: usize) -> Super {
     let ip = IpHeaders::Ipv4(ipv4_header(id, options), Default::default());
     let mut bytes = Vec::new();
-    builder()
-        .ip(ip)
-        .tcp_header(tcp.clone())
-        .write(&mut bytes, &payload(length))
-        .expect("fits");
+    builder().ip(ip).tcp_header(tcp.clone()).write(&mut bytes, &payload(length)).expect("fits");
     Super::new(bytes, L3 + 20 + options.len(), tcp.header_len())
 }
 
@@ -98,11 +88,7 @@ fn tcp_v6(tcp: &TcpHeader, length: usize) -> Super {
 fn udp_v4(id: u16, length: usize) -> Super {
     let ip = IpHeaders::Ipv4(ipv4_header(id, &[]), Default::default());
     let mut bytes = Vec::new();
-    builder()
-        .ip(ip)
-        .udp(5000, 4433)
-        .write(&mut bytes, &payload(length))
-        .expect("fits");
+    builder().ip(ip).udp(5000, 4433).write(&mut bytes, &payload(length)).expect("fits");
     Super::new(bytes, L3 + 20, 8)
 }
 
@@ -121,26 +107,17 @@ fn segments(packet: &Super, gso_size: u16, piece: usize) -> Vec<Vec<u8>> {
     while let Some(segment) = segmenter.next(&mut header).expect("room") {
         let payload = &packet.payload()[segment.payload_offset..][..segment.payload_bytes];
         let header = &mut header[..segment.header_bytes];
-        segmenter
-            .finish_checksum(header, payload.chunks(piece))
-            .expect("room");
+        segmenter.finish_checksum(header, payload.chunks(piece)).expect("room");
         out.push([header, payload].concat());
     }
-    assert_eq!(
-        out.len(),
-        packet.segmenter(gso_size).expect("the same").segments()
-    );
+    assert_eq!(out.len(), packet.segmenter(gso_size).expect("the same").segments());
     out
 }
 
 /// The same, by the plain rules.
 fn naive(packet: &Super, gso_size: u16) -> Vec<Vec<u8>> {
     let chunks: Vec<&[u8]> = packet.payload().chunks(usize::from(gso_size)).collect();
-    let chunks = if chunks.is_empty() {
-        vec![&[][..]]
-    } else {
-        chunks
-    };
+    let chunks = if chunks.is_empty() { vec![&[][..]] } else { chunks };
     let headers = PacketHeaders::from_ethernet_slice(&packet.bytes).expect("parses");
     let mut offset = 0;
     let mut out = Vec::new();
@@ -157,12 +134,7 @@ fn naive(packet: &Super, gso_size: u16) -> Vec<Vec<u8>> {
         }
         let l4_bytes = transport.header_len() + chunk.len();
         let mut bytes = Vec::new();
-        headers
-            .link
-            .clone()
-            .expect("Ethernet")
-            .write(&mut bytes)
-            .expect("fits");
+        headers.link.clone().expect("Ethernet").write(&mut bytes).expect("fits");
         match headers.net.clone().expect("IP") {
             etherparse::NetHeaders::Ipv4(mut ip, _) => {
                 ip.identification = ip.identification.wrapping_add(index as u16);
@@ -173,8 +145,7 @@ fn naive(packet: &Super, gso_size: u16) -> Vec<Vec<u8>> {
             }
             etherparse::NetHeaders::Ipv6(mut ip, extensions) => {
                 let first = ip.next_header;
-                ip.set_payload_length(l4_bytes + extensions.header_len())
-                    .expect("fits");
+                ip.set_payload_length(l4_bytes + extensions.header_len()).expect("fits");
                 transport.update_checksum_ipv6(&ip, chunk).expect("fits");
                 ip.write(&mut bytes).expect("fits");
                 extensions.write(&mut bytes, first).expect("fits");
@@ -285,10 +256,7 @@ fn a_partial_checksum_is_the_folded_pseudo_header_sum_of_the_segment() {
     assert_eq!(segmenter.checksum_offset(), 34 + 16);
     let mut header = [0; HEADER_BYTES_MAX];
     for payload_bytes in [1400, 1400, 200] {
-        segmenter
-            .next(&mut header)
-            .expect("room")
-            .expect("one more");
+        segmenter.next(&mut header).expect("room").expect("one more");
         let expected = checksum::pseudo_header_v4(V4.0, V4.1, 6, 20 + payload_bytes).fold();
         assert_eq!(header[50..52], expected.to_be_bytes());
     }
@@ -296,10 +264,7 @@ fn a_partial_checksum_is_the_folded_pseudo_header_sum_of_the_segment() {
     let mut segmenter = packet.segmenter(2000).expect("good");
     assert_eq!(segmenter.checksum_offset(), 54 + 6);
     for payload_bytes in [2000, 1000] {
-        segmenter
-            .next(&mut header)
-            .expect("room")
-            .expect("one more");
+        segmenter.next(&mut header).expect("room").expect("one more");
         let expected = checksum::pseudo_header_v6(V6.0, V6.1, 17, 8 + payload_bytes).fold();
         assert_eq!(header[60..62], expected.to_be_bytes());
     }
@@ -343,12 +308,7 @@ fn a_udp_checksum_that_comes_out_as_zero_is_sent_as_all_ones() {
 #[test]
 fn a_vlan_tag_moves_every_header_and_is_copied_to_every_segment() {
     let tcp = tcp_header(1, PSH, &[]);
-    for plain in [
-        tcp_v4(1, &[], &tcp, 3000),
-        tcp_v6(&tcp, 3000),
-        udp_v4(1, 3000),
-        udp_v6(3000),
-    ] {
+    for plain in [tcp_v4(1, &[], &tcp, 3000), tcp_v6(&tcp, 3000), udp_v4(1, 3000), udp_v6(3000)] {
         let tagged = |bytes: &[u8]| [&bytes[..12], &[0x81, 0, 0, 5], &bytes[12..]].concat();
         let bytes = tagged(&plain.bytes);
         let mut segmenter = Segmenter::new(SuperPacket {
@@ -361,14 +321,9 @@ fn a_vlan_tag_moves_every_header_and_is_copied_to_every_segment() {
         .expect("good");
         let mut header = [0; HEADER_BYTES_MAX];
         for expected in segments(&plain, 1400, 100) {
-            let segment = segmenter
-                .next(&mut header)
-                .expect("room")
-                .expect("one more");
+            let segment = segmenter.next(&mut header).expect("room").expect("one more");
             let payload = &plain.payload()[segment.payload_offset..][..segment.payload_bytes];
-            segmenter
-                .finish_checksum(&mut header, [payload])
-                .expect("room");
+            segmenter.finish_checksum(&mut header, [payload]).expect("room");
             let written = [&header[..segment.header_bytes], payload].concat();
             assert_eq!(written, tagged(&expected));
         }
@@ -417,9 +372,7 @@ fn ipv6_headers_that_cannot_be_copied_are_refused() {
     let refused = with_extensions(0, &[6, 1, 0, 0, 0, 0, 0, 0]).segmenter(1200);
     assert_eq!(refused.map(|_| ()), Err(SegmentError::Layout));
     let next = |index| if index == 29 { 6 } else { 60 };
-    let many: Vec<u8> = (0..30)
-        .flat_map(|index| [next(index), 0, 1, 4, 0, 0, 0, 0])
-        .collect();
+    let many: Vec<u8> = (0..30).flat_map(|index| [next(index), 0, 1, 4, 0, 0, 0, 0]).collect();
     let refused = with_extensions(0, &many).segmenter(1200);
     assert_eq!(refused.map(|_| ()), Err(SegmentError::HeaderTooLong));
 }
@@ -436,66 +389,31 @@ fn refusal(change: impl FnOnce(&mut Vec<u8>, &mut SuperPacket<'static>)) -> Segm
         payload_bytes: 3000,
     };
     change(&mut header, &mut told);
-    Segmenter::new(SuperPacket {
-        header: &header,
-        ..told
-    })
-    .map(|_| ())
-    .expect_err("refused")
+    Segmenter::new(SuperPacket { header: &header, ..told }).map(|_| ()).expect_err("refused")
 }
 
 #[test]
 fn a_super_packet_that_contradicts_itself_is_refused() {
     assert_eq!(refusal(|_, told| told.gso_size = 0), SegmentError::ZeroSize);
-    assert_eq!(
-        refusal(|header, _| header.truncate(53)),
-        SegmentError::TooShort
-    );
+    assert_eq!(refusal(|header, _| header.truncate(53)), SegmentError::TooShort);
     assert_eq!(refusal(|header, _| header.clear()), SegmentError::TooShort);
-    assert_eq!(
-        refusal(|_, told| told.l3_offset = usize::MAX),
-        SegmentError::TooShort
-    );
-    assert_eq!(
-        refusal(|_, told| told.l4_offset = usize::MAX),
-        SegmentError::Layout
-    );
+    assert_eq!(refusal(|_, told| told.l3_offset = usize::MAX), SegmentError::TooShort);
+    assert_eq!(refusal(|_, told| told.l4_offset = usize::MAX), SegmentError::Layout);
     assert_eq!(refusal(|_, told| told.l4_offset = 0), SegmentError::Layout);
     assert_eq!(refusal(|_, told| told.l4_offset = 38), SegmentError::Layout);
     assert_eq!(refusal(|header, _| header[L3] = 0x55), SegmentError::Layout);
     assert_eq!(refusal(|header, _| header[L3] = 0x44), SegmentError::Layout);
     assert_eq!(refusal(|header, _| header[46] = 0x40), SegmentError::Layout);
-    assert_eq!(
-        refusal(|header, _| header[46] = 0x60),
-        SegmentError::TooShort
-    );
-    assert_eq!(
-        refusal(|header, _| header[L3 + 6] |= 0x20),
-        SegmentError::Fragment
-    );
-    assert_eq!(
-        refusal(|header, _| header[L3 + 7] |= 1),
-        SegmentError::Fragment
-    );
-    assert_eq!(
-        refusal(|header, _| header[L3 + 9] = 1),
-        SegmentError::Protocol(1)
-    );
-    let length = SegmentError::Length {
-        field: 3040,
-        actual: 3041,
-    };
+    assert_eq!(refusal(|header, _| header[46] = 0x60), SegmentError::TooShort);
+    assert_eq!(refusal(|header, _| header[L3 + 6] |= 0x20), SegmentError::Fragment);
+    assert_eq!(refusal(|header, _| header[L3 + 7] |= 1), SegmentError::Fragment);
+    assert_eq!(refusal(|header, _| header[L3 + 9] = 1), SegmentError::Protocol(1));
+    let length = SegmentError::Length { field: 3040, actual: 3041 };
     assert_eq!(refusal(|_, told| told.payload_bytes = 3001), length);
     let mut udp = udp_v4(1, 3000);
     udp.bytes[39] -= 1;
     let refused = udp.segmenter(1400).map(|_| ());
-    assert_eq!(
-        refused,
-        Err(SegmentError::Length {
-            field: 3007,
-            actual: 3008
-        })
-    );
+    assert_eq!(refused, Err(SegmentError::Length { field: 3007, actual: 3008 }));
 }
 
 #[test]
@@ -505,18 +423,8 @@ fn an_output_one_byte_too_short_is_refused_and_loses_no_segment() {
     let mut header = [0; 54];
     let refused = segmenter.next(&mut header[..53]);
     assert_eq!(refused, Err(SegmentError::NoRoom { need: 54, have: 53 }));
-    let first = segmenter
-        .next(&mut header)
-        .expect("room")
-        .expect("the first");
-    assert_eq!(
-        first,
-        Segment {
-            header_bytes: 54,
-            payload_offset: 0,
-            payload_bytes: 1400
-        }
-    );
+    let first = segmenter.next(&mut header).expect("room").expect("the first");
+    assert_eq!(first, Segment { header_bytes: 54, payload_offset: 0, payload_bytes: 1400 });
     let refused = segmenter.finish_checksum(&mut header[..53], [&[][..]]);
     assert_eq!(refused, Err(SegmentError::NoRoom { need: 54, have: 53 }));
 }

@@ -25,8 +25,7 @@ impl<P: PacketIo> Worker<P> {
         headers: &Headers,
     ) -> bool {
         let datagrams = headers.protocol == protocol::UDP && !routed.offload.encapsulated;
-        let leaves_node =
-            egress.kind == PortKind::Node && !tables.is_node(headers.destination());
+        let leaves_node = egress.kind == PortKind::Node && !tables.is_node(headers.destination());
         let too_long = packet.len() - ETHERNET_BYTES > egress.mtu;
         routed.wire_packets > 1 && (datagrams || leaves_node && too_long)
     }

@@ -76,10 +76,8 @@ impl<P: PacketIo> Worker<P> {
             || newest != self.tables.generation()
             || self.incoming.iter().any(|i| !i.is_empty());
         if !waiting {
-            let timeout = rustix::event::Timespec {
-                tv_sec: 0,
-                tv_nsec: SLEEP_MAX.as_nanos() as i64,
-            };
+            let timeout =
+                rustix::event::Timespec { tv_sec: 0, tv_nsec: SLEEP_MAX.as_nanos() as i64 };
             // Who it was does not matter: the next pass looks at every port.
             woken_by.clear();
             let events = rustix::buffer::spare_capacity(woken_by);
@@ -139,7 +137,8 @@ impl<P: PacketIo> Worker<P> {
 const BELL: u64 = u64::MAX;
 
 fn watch(rest: &Rest, fd: rustix::fd::BorrowedFd<'_>, token: u64) {
-    let added = epoll::add(&rest.epoll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN);
+    let added =
+        epoll::add(&rest.epoll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN);
     assert!(
         matches!(added, Ok(()) | Err(rustix::io::Errno::EXIST)),
         "epoll takes any live descriptor: {added:?}"

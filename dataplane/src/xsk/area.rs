@@ -52,9 +52,8 @@ impl Area {
         let base = NonNull::new(base.cast::<u8>()).expect("mmap returns no null on success");
         if !huge {
             // SAFETY: base..base+bytes is the mapping made above; the advice changes no contents.
-            let advised = unsafe {
-                rustix::mm::madvise(base.as_ptr().cast(), bytes, Advice::LinuxHugepage)
-            };
+            let advised =
+                unsafe { rustix::mm::madvise(base.as_ptr().cast(), bytes, Advice::LinuxHugepage) };
             // Only a hint: shared memory without transparent hugepages answers EINVAL.
             let _hint = advised;
         }

@@ -79,12 +79,7 @@ impl Programs {
                 None
             }
         };
-        Ok(Programs {
-            links,
-            port,
-            marker,
-            maps,
-        })
+        Ok(Programs { links, port, marker, maps })
     }
 
     /// Whether pods' kernels can tell us checksum state and segment size in the source MAC. It
@@ -120,10 +115,7 @@ impl Programs {
     /// # Errors
     /// The folder cannot be read.
     pub fn links(&self) -> Result<Vec<String>, ProgramError> {
-        let error = |source| ProgramError::Directory {
-            path: self.links.clone(),
-            source,
-        };
+        let error = |source| ProgramError::Directory { path: self.links.clone(), source };
         let entries = fs::read_dir(&self.links).map_err(error)?;
         let name = |entry: io::Result<fs::DirEntry>| {
             let name = entry.map_err(error)?.file_name();
@@ -161,10 +153,7 @@ impl Programs {
 
     fn pin(&self, name: &str) -> PathBuf {
         // bpffs reserves names with a dot (kernel/bpf/inode.c, bpf_lookup).
-        assert!(
-            !name.is_empty() && !name.contains(['/', '.']),
-            "link names are host end names"
-        );
+        assert!(!name.is_empty() && !name.contains(['/', '.']), "link names are host end names");
         self.links.join(name)
     }
 }
@@ -186,19 +175,12 @@ fn check_shape(path: &Path, wanted: [u32; 3]) -> Result<(), ProgramError> {
         Ok(pinned) => pinned,
         Err(error) if error.kind() == libbpf_rs::ErrorKind::NotFound => return Ok(()),
         Err(source) => {
-            return Err(ProgramError::Pinned {
-                path: path.into(),
-                source,
-            });
+            return Err(ProgramError::Pinned { path: path.into(), source });
         }
     };
     let found = [pinned.key_size(), pinned.value_size(), pinned.max_entries()];
     if found != wanted {
-        return Err(ProgramError::MapShape {
-            path: path.into(),
-            found,
-            wanted,
-        });
+        return Err(ProgramError::MapShape { path: path.into(), found, wanted });
     }
     Ok(())
 }

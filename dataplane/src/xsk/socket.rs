@@ -187,7 +187,10 @@ impl Socket {
 
     /// A second socket on the queue of `first`, with an rx ring only: it exists to be closed.
     /// See `Sentinel`.
-    pub(super) fn bind_beside(queue: Queue<'_>, first: BorrowedFd<'_>) -> Result<OwnedFd, SocketError> {
+    pub(super) fn bind_beside(
+        queue: Queue<'_>,
+        first: BorrowedFd<'_>,
+    ) -> Result<OwnedFd, SocketError> {
         let fd = queue.step("open AF_XDP socket", open())?;
         queue.step("size rx ring", sockopt::set_xdp_rx_ring_size(&fd, SENTINEL_RING))?;
         let memory = Memory::Shared(first);
@@ -206,11 +209,8 @@ fn open() -> rustix::io::Result<OwnedFd> {
 }
 
 fn register(fd: &OwnedFd, area: &Area, features: SocketFeatures) -> rustix::io::Result<()> {
-    let (flags, tx_metadata_len) = if features.tx_checksum {
-        (UMEM_TX_METADATA_LEN, TX_METADATA_BYTES)
-    } else {
-        (0, 0)
-    };
+    let (flags, tx_metadata_len) =
+        if features.tx_checksum { (UMEM_TX_METADATA_LEN, TX_METADATA_BYTES) } else { (0, 0) };
     let registration = XdpUmemReg {
         addr: area.address(),
         len: area.len() as u64,

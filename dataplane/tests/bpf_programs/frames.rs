@@ -17,13 +17,7 @@ pub const UDP: u8 = 17;
 
 pub fn ethernet(source: [u8; 6], ether_type: u16, payload: &[u8]) -> Vec<u8> {
     let destination = [0xee, 0, 0, 0, 0, 1];
-    [
-        &destination,
-        &source,
-        &ether_type.to_be_bytes()[..],
-        payload,
-    ]
-    .concat()
+    [&destination, &source, &ether_type.to_be_bytes()[..], payload].concat()
 }
 
 /// A UDP packet of ten bytes, its header left zero: nobody looks at it.
@@ -40,23 +34,10 @@ pub fn ipv4(mac: [u8; 6], source: [u8; 4]) -> Vec<u8> {
 
 pub fn ipv6(mac: [u8; 6], source: [u8; 16], next: u8, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(payload.len()).expect("a test's payload is short");
-    let head = [
-        0x60,
-        0,
-        0,
-        0,
-        length.to_be_bytes()[0],
-        length.to_be_bytes()[1],
-        next,
-        255,
-    ];
+    let head = [0x60, 0, 0, 0, length.to_be_bytes()[0], length.to_be_bytes()[1], next, 255];
     let mut destination = IPV6;
     destination[15] = 1;
-    ethernet(
-        mac,
-        0x86dd,
-        &[&head[..], &source, &destination, payload].concat(),
-    )
+    ethernet(mac, 0x86dd, &[&head[..], &source, &destination, payload].concat())
 }
 
 /// The fields of an ARP request that matter.
@@ -70,12 +51,8 @@ pub struct Arp {
 
 impl Arp {
     /// The pod's honest request.
-    pub const HONEST: Arp = Arp {
-        ethernet: MAC,
-        head: [0, 1, 8, 0, 6, 4, 0, 1],
-        sender_mac: MAC,
-        sender_ip: IPV4,
-    };
+    pub const HONEST: Arp =
+        Arp { ethernet: MAC, head: [0, 1, 8, 0, 6, 4, 0, 1], sender_mac: MAC, sender_ip: IPV4 };
 
     pub fn frame(self) -> Vec<u8> {
         let target = [0, 0, 0, 0, 0, 0, 10, 9, 0, 1];

@@ -35,17 +35,13 @@ fn ids(dir: &Path) -> (u32, u32) {
 }
 
 fn runs_generic_xdp(netns: &Netns, device: &str) -> bool {
-    netns
-        .ip(&format!("link show dev {device}"))
-        .contains("xdpgeneric")
+    netns.ip(&format!("link show dev {device}")).contains("xdpgeneric")
 }
 
 /// Somebody else's XDP program.
 fn foreign() -> Object {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/bpf/port.bpf.o");
-    let object = ObjectBuilder::default()
-        .open_file(path)
-        .expect("the object is committed");
+    let object = ObjectBuilder::default().open_file(path).expect("the object is committed");
     object.load().expect("the program loads")
 }
 
@@ -61,18 +57,11 @@ fn the_next_daemon_takes_over_entries_and_links() {
     let (link, program) = ids(dir.path());
 
     drop(first);
-    assert!(
-        runs_generic_xdp(&netns, "host"),
-        "the link outlives the daemon"
-    );
+    assert!(runs_generic_xdp(&netns, "host"), "the link outlives the daemon");
     let second = Programs::load(dir.path()).expect("loads over the pins");
     assert_eq!(second.ports().expect("read"), [(ifindex, ENTRY)]);
     assert_eq!(second.links().expect("read"), ["host"]);
-    assert_eq!(
-        ids(dir.path()),
-        (link, program),
-        "loading alone changes nothing"
-    );
+    assert_eq!(ids(dir.path()), (link, program), "loading alone changes nothing");
     attach(&second, &netns, ifindex).expect("re-adopts");
     let (same_link, new_program) = ids(dir.path());
     assert_eq!(same_link, link, "never detached");
@@ -144,17 +133,13 @@ fn a_device_with_a_foreign_program_is_refused_by_that_programs_id() {
     for mode in [XdpFlags::SKB_MODE, XdpFlags::DRV_MODE] {
         let (fd, flags) = (program.as_fd(), mode.bits());
         let flags = || XdpFlags::from_bits_truncate(flags);
-        netns
-            .enter(|| Xdp::new(fd).attach(device, flags()))
-            .expect("the foreigner attaches");
+        netns.enter(|| Xdp::new(fd).attach(device, flags())).expect("the foreigner attaches");
         match attach(&programs, &netns, ifindex) {
             Err(ProgramError::Occupied { program_id, .. }) => assert_eq!(program_id, id),
             other => panic!("expected Occupied, got {other:?}"),
         }
         assert!(programs.links().expect("read").is_empty());
-        netns
-            .enter(|| Xdp::new(fd).detach(device, flags()))
-            .expect("the foreigner leaves");
+        netns.enter(|| Xdp::new(fd).detach(device, flags())).expect("the foreigner leaves");
         attach(&programs, &netns, ifindex).expect("now it is free");
         programs.detach("host").expect("detaches");
     }
@@ -194,10 +179,7 @@ fn a_pinned_map_of_another_shape_is_refused_and_named() {
 
     let error = Programs::load(dir.path()).expect_err("16 is not the size of an entry");
     assert!(matches!(error, ProgramError::MapShape { .. }), "{error}");
-    assert!(
-        error.to_string().contains(pin.to_str().expect("text")),
-        "{error}"
-    );
+    assert!(error.to_string().contains(pin.to_str().expect("text")), "{error}");
     fs::remove_file(&pin).expect("the mend");
     Programs::load(dir.path()).expect("loads again");
 }
@@ -218,10 +200,7 @@ fn the_folder_is_made_for_root_only() {
     let dir = BpfDir::new();
     Programs::load(&dir.path().join("deeper")).expect("parents are made too");
     for folder in ["", "deeper", "deeper/links"] {
-        let mode = fs::metadata(dir.path().join(folder))
-            .expect("made")
-            .permissions()
-            .mode();
+        let mode = fs::metadata(dir.path().join(folder)).expect("made").permissions().mode();
         assert_eq!(mode & 0o777, 0o700, "{folder}");
     }
 }
@@ -245,14 +224,8 @@ fn a_bpffs_of_a_private_mount_namespace_is_refused() {
     let test = std::env::current_exe().expect("the test has a path");
     let inner = |program: &str, arguments: &[&str]| {
         let mut command = Command::new(program);
-        command
-            .args(arguments)
-            .arg(&test)
-            .args(["--exact", NAME, "--ignored", "--nocapture"]);
-        let output = command
-            .env(FOLDER, dir.path())
-            .output()
-            .expect("the test runs inside");
+        command.args(arguments).arg(&test).args(["--exact", NAME, "--ignored", "--nocapture"]);
+        let output = command.env(FOLDER, dir.path()).output().expect("the test runs inside");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let mount = "mount -t bpf bpf /sys/fs/bpf && exec \"$0\" \"$@\"";
@@ -264,10 +237,7 @@ fn a_bpffs_of_a_private_mount_namespace_is_refused() {
     let same = inner("nsenter", &[&format!("--net=/run/netns/{}", netns.name())]);
     assert!(same.contains("[loaded]"), "{same}");
     let bound = inner("unshare", &["--mount"]);
-    assert!(
-        bound.contains("[loaded]"),
-        "a private view of the machine's bpffs: {bound}"
-    );
+    assert!(bound.contains("[loaded]"), "a private view of the machine's bpffs: {bound}");
 }
 
 #[test]
@@ -277,11 +247,7 @@ fn traffic_of_a_pod_without_a_worker_passes_only_with_its_own_addresses() {
     let (pod, host) = Netns::pod_and_host();
     let programs = Programs::load(dir.path()).expect("loads");
     let ifindex = host.ifindex("host");
-    let entry = PortEntry {
-        fallback: Fallback::Pass,
-        mac: pod.mac("eth0"),
-        ..ENTRY
-    };
+    let entry = PortEntry { fallback: Fallback::Pass, mac: pod.mac("eth0"), ..ENTRY };
     let addresses = ["10.9.0.2", "fd09::2"].map(|address| address.parse().expect("an address"));
     let pings =
         || ["10.9.0.1", "fd09::1"].map(|to| pod.succeeds(&format!("ping -q -c 1 -W 1 {to}")));
@@ -290,15 +256,11 @@ fn traffic_of_a_pod_without_a_worker_passes_only_with_its_own_addresses() {
         programs.allow_source(ifindex, address).expect("room");
     }
     attach(&programs, &host, ifindex).expect("attaches");
-    let marked = pod
-        .enter(|| programs.attach_marker(pod.ifindex("eth0")))
-        .expect("attaches");
+    let marked = pod.enter(|| programs.attach_marker(pod.ifindex("eth0"))).expect("attaches");
     assert_eq!(marked, programs.csum_hint());
     assert_eq!(pings(), [true, true]);
 
-    programs
-        .forbid_source(ifindex, addresses[0])
-        .expect("forbidden");
+    programs.forbid_source(ifindex, addresses[0]).expect("forbidden");
     assert_eq!(pings(), [false, true]);
     programs.forget_sources(ifindex).expect("forgotten");
     assert_eq!(pings(), [false, false]);
@@ -306,14 +268,6 @@ fn traffic_of_a_pod_without_a_worker_passes_only_with_its_own_addresses() {
         programs.allow_source(ifindex, address).expect("room");
     }
     assert_eq!(pings(), [true, true]);
-    programs
-        .set_port(
-            ifindex,
-            &PortEntry {
-                fallback: Fallback::Drop,
-                ..entry
-            },
-        )
-        .expect("room");
+    programs.set_port(ifindex, &PortEntry { fallback: Fallback::Drop, ..entry }).expect("room");
     assert_eq!(pings(), [false, false]);
 }

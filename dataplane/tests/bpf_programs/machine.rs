@@ -14,10 +14,7 @@ const BPFFS: &str = "/sys/fs/bpf";
 
 /// Runs a command that has to succeed and answers its output.
 pub fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .expect("the program runs");
+    let output = Command::new(program).args(arguments).output().expect("the program runs");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {stderr}");
     String::from_utf8(output.stdout).expect("output is text")
@@ -26,11 +23,7 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
 /// A name no other test, process or run uses at the same time, of at most 15 bytes.
 fn unique() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!(
-        "vt{}-{}",
-        std::process::id(),
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    )
+    format!("vt{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// A folder for pins.
@@ -75,10 +68,7 @@ impl Netns {
     /// Two namespaces with a veth between them: `eth0` of the first, `host` of the second, both up.
     pub fn pod_and_host() -> (Netns, Netns) {
         let (pod, host) = (Netns::new(), Netns::new());
-        pod.ip(&format!(
-            "link add eth0 type veth peer name host netns {}",
-            host.0
-        ));
+        pod.ip(&format!("link add eth0 type veth peer name host netns {}", host.0));
         for (netns, device, last) in [(&pod, "eth0", 2), (&host, "host", 1)] {
             netns.ip(&format!("addr add 10.9.0.{last}/24 dev {device}"));
             netns.ip(&format!("addr add fd09::{last}/64 dev {device} nodad"));
@@ -100,31 +90,21 @@ impl Netns {
     /// Whether a program succeeds inside.
     pub fn succeeds(&self, line: &str) -> bool {
         let enter = ["netns", "exec", &self.0].into_iter();
-        let status = Command::new("ip")
-            .args(enter.chain(line.split(' ')))
-            .output();
+        let status = Command::new("ip").args(enter.chain(line.split(' '))).output();
         status.expect("ip runs").status.success()
     }
 
     pub fn ifindex(&self, device: &str) -> u32 {
         let line = self.ip(&format!("-o link show dev {device}"));
-        let index = line
-            .split(':')
-            .next()
-            .expect("a line starts with the index");
+        let index = line.split(':').next().expect("a line starts with the index");
         index.parse().expect("an index is a number")
     }
 
     pub fn mac(&self, device: &str) -> [u8; 6] {
         let line = self.ip(&format!("-o link show dev {device}"));
-        let mac = line
-            .split("link/ether ")
-            .nth(1)
-            .and_then(|rest| rest.split(' ').next());
+        let mac = line.split("link/ether ").nth(1).and_then(|rest| rest.split(' ').next());
         let bytes = mac.expect("a veth has a MAC").split(':');
-        let bytes: Vec<u8> = bytes
-            .map(|byte| u8::from_str_radix(byte, 16).expect("hex"))
-            .collect();
+        let bytes: Vec<u8> = bytes.map(|byte| u8::from_str_radix(byte, 16).expect("hex")).collect();
         bytes.try_into().expect("a MAC has six bytes")
     }
 
@@ -137,9 +117,7 @@ impl Netns {
                     .expect("root may enter a namespace");
                 body()
             });
-            inside
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 }

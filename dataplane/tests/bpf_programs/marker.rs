@@ -39,18 +39,11 @@ impl Wire {
         let programs = Programs::load(dir.path()).expect("loads");
         let eth0 = pod.ifindex("eth0");
         for _ in 0..2 {
-            let attached = pod
-                .enter(|| programs.attach_marker(eth0))
-                .expect("attaches, and again");
+            let attached = pod.enter(|| programs.attach_marker(eth0)).expect("attaches, and again");
             assert_eq!(attached, programs.csum_hint());
         }
         let mac = pod.mac("eth0");
-        let wire = Wire {
-            mac,
-            pod,
-            host,
-            _dir: dir,
-        };
+        let wire = Wire { mac, pod, host, _dir: dir };
         programs.csum_hint().then_some(wire)
     }
 
@@ -62,11 +55,7 @@ impl Wire {
         let mut buffer = vec![0; 1 << 17];
         let mut frames = Frames::new();
         while frames.len() < count {
-            assert!(
-                Instant::now() < deadline,
-                "{} of {count} frames arrived",
-                frames.len()
-            );
+            assert!(Instant::now() < deadline, "{} of {count} frames arrived", frames.len());
             // An error is the end of the tap's short timeout.
             if let Ok((length, _)) = recv(&tap, &mut buffer[..], RecvFlags::empty())
                 && wanted(&buffer[..length])
@@ -80,16 +69,10 @@ impl Wire {
     /// Sends a megabyte over TCP, from the pod to the host.
     fn send_tcp(&self, to: IpAddr) {
         let address = SocketAddr::new(to, PORT);
-        let listener = self
-            .host
-            .enter(|| TcpListener::bind(address))
-            .expect("the port is free");
+        let listener = self.host.enter(|| TcpListener::bind(address)).expect("the port is free");
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let mut stream = self
-                    .pod
-                    .enter(|| TcpStream::connect(address))
-                    .expect("connects");
+                let mut stream = self.pod.enter(|| TcpStream::connect(address)).expect("connects");
                 stream.write_all(&[7; 1 << 20]).expect("data is sent");
             });
             let (mut stream, _) = listener.accept().expect("a connection");
@@ -105,10 +88,7 @@ impl Wire {
             IpAddr::V6(_) => UdpSocket::bind("[::]:0"),
         });
         let to = SocketAddr::new(to, PORT);
-        socket
-            .expect("a socket")
-            .send_to(&[7; 100], to)
-            .expect("a datagram is sent");
+        socket.expect("a socket").send_to(&[7; 100], to).expect("a datagram is sent");
     }
 }
 
@@ -117,12 +97,8 @@ fn tap() -> OwnedFd {
     let all = Protocol::from_raw(NonZeroU32::new(0x0300).expect("not zero"));
     let (family, kind) = (AddressFamily::PACKET, SocketType::RAW);
     let tap = socket_with(family, kind, SocketFlags::CLOEXEC, Some(all)).expect("a packet socket");
-    sockopt::set_socket_timeout(
-        &tap,
-        sockopt::Timeout::Recv,
-        Some(Duration::from_millis(200)),
-    )
-    .expect("a timeout is set");
+    sockopt::set_socket_timeout(&tap, sockopt::Timeout::Recv, Some(Duration::from_millis(200)))
+        .expect("a timeout is set");
     sockopt::set_socket_recv_buffer_size_force(&tap, 8 << 20).expect("root sets any size");
     tap
 }
@@ -195,10 +171,7 @@ fn tcp_is_marked_with_its_checksum_and_the_segment_size_of_the_connection() {
                 assert_eq!(marker(&frame), [2, start, 16, PARTIAL, gso_size]);
                 super_packets += u32::from(large);
             }
-            assert!(
-                super_packets > 0,
-                "nothing of a megabyte was sent in large packets"
-            );
+            assert!(super_packets > 0, "nothing of a megabyte was sent in large packets");
         }
     }
 }
@@ -241,10 +214,7 @@ fn vxlan_in_a_pod_is_marked_with_the_inner_checksum() {
         is(frame, 17, 34) && frame.get(73) == Some(&6) && tcp_payload(frame, inner) > segment
     };
     let frames = wire.watch(|| wire.send_tcp(host("10.8.0.1")), 1, large_tcp);
-    assert_eq!(
-        marker(&frames[0]),
-        [2, inner, 16, PARTIAL | ENCAPSULATED, segment]
-    );
+    assert_eq!(marker(&frames[0]), [2, inner, 16, PARTIAL | ENCAPSULATED, segment]);
 }
 
 #[test]
@@ -261,9 +231,7 @@ fn arp_keeps_the_assigned_mac() {
 #[ignore = "needs root"]
 fn only_ip_is_marked_and_later_filters_still_run() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/bpf/marker.bpf.o");
-    let object = ObjectBuilder::default()
-        .open_file(path)
-        .expect("the object is committed");
+    let object = ObjectBuilder::default().open_file(path).expect("the object is committed");
     let loaded = object.load();
     if !kernel_has_marker() {
         assert!(loaded.is_err(), "bpf_cast_to_kern_ctx came with Linux 6.2");
@@ -279,10 +247,7 @@ fn only_ip_is_marked_and_later_filters_still_run() {
             data_out: Some(&mut out),
             ..ProgramInput::default()
         };
-        let action = program
-            .test_run(input)
-            .expect("the kernel runs it")
-            .return_value;
+        let action = program.test_run(input).expect("the kernel runs it").return_value;
         // TC_ACT_UNSPEC: -1.
         assert_eq!(action, u32::MAX);
         assert_eq!([&out[..6], &out[12..]], [&frame[..6], &frame[12..]]);

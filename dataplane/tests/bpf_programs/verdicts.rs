@@ -35,50 +35,27 @@ impl Bench {
         netns.ip("link add host type veth peer name eth0");
         let programs = Programs::load(dir.path()).expect("the programs load");
         let ifindex = netns.ifindex("host");
-        let bench = Bench {
-            copy: load_copy(dir.path()),
-            programs,
-            ifindex,
-            netns,
-            _dir: dir,
-        };
+        let bench = Bench { copy: load_copy(dir.path()), programs, ifindex, netns, _dir: dir };
         bench.set(Fallback::Pass, PortKind::Pod);
         for address in [Ipv4Addr::from(IPV4).into(), Ipv6Addr::from(IPV6).into()] {
-            bench
-                .programs
-                .allow_source(ifindex, address)
-                .expect("there is room");
+            bench.programs.allow_source(ifindex, address).expect("there is room");
         }
         bench
     }
 
     fn set(&self, fallback: Fallback, kind: PortKind) {
-        let entry = PortEntry {
-            slot: SLOT,
-            worker: WORKER,
-            fallback,
-            mac: MAC,
-            kind,
-        };
-        self.programs
-            .set_port(self.ifindex, &entry)
-            .expect("there is room");
+        let entry = PortEntry { slot: SLOT, worker: WORKER, fallback, mac: MAC, kind };
+        self.programs.set_port(self.ifindex, &entry).expect("there is room");
     }
 
     /// The action for a frame, and what it was counted as.
     fn run(&self, frame: &[u8]) -> (u32, Option<&'static str>) {
         let before = self.programs.fallback_counts().expect("counts are read");
-        let action = self
-            .netns
-            .enter(|| test_run(&self.copy, frame, self.ifindex));
+        let action = self.netns.enter(|| test_run(&self.copy, frame, self.ifindex));
         let after = self.programs.fallback_counts().expect("counts are read");
-        let changed = before
-            .iter()
-            .zip(&after)
-            .filter(|(before, after)| before != after);
-        let changed: Vec<_> = changed
-            .map(|(before, after)| (after.0, after.1 - before.1))
-            .collect();
+        let changed = before.iter().zip(&after).filter(|(before, after)| before != after);
+        let changed: Vec<_> =
+            changed.map(|(before, after)| (after.0, after.1 - before.1)).collect();
         match changed[..] {
             [] => (action, None),
             [(outcome, 1)] => (action, Some(outcome)),
@@ -94,13 +71,10 @@ impl Bench {
 
 fn load_copy(dir: &Path) -> Object {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/bpf/port.bpf.o");
-    let mut object = ObjectBuilder::default()
-        .open_file(path)
-        .expect("the object is committed");
+    let mut object = ObjectBuilder::default().open_file(path).expect("the object is committed");
     for mut map in object.maps_mut() {
         let pin = dir.join(map.name());
-        map.reuse_pinned_map(pin)
-            .expect("the map is pinned by name");
+        map.reuse_pinned_map(pin).expect("the map is pinned by name");
     }
     object.load().expect("the program loads")
 }
@@ -110,10 +84,7 @@ fn test_run(object: &Object, frame: &[u8], ifindex: u32) -> u32 {
     // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
     let end = u32::try_from(frame.len()).expect("a frame is short");
     let words = [0, end, 0, ifindex, 0, 0];
-    let mut context: Vec<u8> = words
-        .iter()
-        .flat_map(|word: &u32| word.to_ne_bytes())
-        .collect();
+    let mut context: Vec<u8> = words.iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
     let input = ProgramInput {
         context_in: Some(&mut context),
         data_in: Some(frame),
@@ -136,11 +107,7 @@ fn without_a_worker_ip_passes_only_from_the_pods_own_addresses() {
     bench.expect("own IPv4", &ipv4(MAC, IPV4), "passed");
     bench.expect("marked IPv4", &ipv4(MARKED, IPV4), "passed");
     bench.expect("IPv4 of another", &ipv4(MAC, OTHER_IPV4), "source_ipv4");
-    bench.expect(
-        "marked IPv4 of another",
-        &ipv4(MARKED, OTHER_IPV4),
-        "source_ipv4",
-    );
+    bench.expect("marked IPv4 of another", &ipv4(MARKED, OTHER_IPV4), "source_ipv4");
     bench.expect("IPv4 without address", &ipv4(MAC, [0; 4]), "source_ipv4");
     for byte in 0..6 {
         let mut other = MAC;
@@ -150,21 +117,9 @@ fn without_a_worker_ip_passes_only_from_the_pods_own_addresses() {
 
     bench.expect("own IPv6", &ipv6(MAC, IPV6, UDP, &[0; 8]), "passed");
     bench.expect("marked IPv6", &ipv6(MARKED, IPV6, UDP, &[0; 8]), "passed");
-    bench.expect(
-        "IPv6 of another",
-        &ipv6(MAC, OTHER_IPV6, UDP, &[0; 8]),
-        "source_ipv6",
-    );
-    bench.expect(
-        "marked, of another",
-        &ipv6(MARKED, OTHER_IPV6, UDP, &[0; 8]),
-        "source_ipv6",
-    );
-    bench.expect(
-        "IPv6, MAC of another",
-        &ipv6(OTHER_MAC, IPV6, UDP, &[0; 8]),
-        "source_mac",
-    );
+    bench.expect("IPv6 of another", &ipv6(MAC, OTHER_IPV6, UDP, &[0; 8]), "source_ipv6");
+    bench.expect("marked, of another", &ipv6(MARKED, OTHER_IPV6, UDP, &[0; 8]), "source_ipv6");
+    bench.expect("IPv6, MAC of another", &ipv6(OTHER_MAC, IPV6, UDP, &[0; 8]), "source_mac");
 
     // 64 bytes more than a page, so that most of it is in fragments.
     let mut large = ipv4(MARKED, IPV4);
@@ -182,44 +137,22 @@ fn an_address_is_legal_for_its_port_and_family_only_and_until_it_is_forbidden() 
     // The IPv6 address whose key would be that of OTHER_IPV4, were it not for the family.
     let mut twin = [0; 16];
     twin[..4].copy_from_slice(&OTHER_IPV4);
-    bench
-        .programs
-        .allow_source(bench.ifindex, Ipv6Addr::from(twin).into())
-        .expect("room");
+    bench.programs.allow_source(bench.ifindex, Ipv6Addr::from(twin).into()).expect("room");
     bench
         .programs
         .allow_source(bench.ifindex + 1, Ipv4Addr::from(OTHER_IPV4).into())
         .expect("room");
-    bench.expect(
-        "IPv4 of another port",
-        &ipv4(MAC, OTHER_IPV4),
-        "source_ipv4",
-    );
+    bench.expect("IPv4 of another port", &ipv4(MAC, OTHER_IPV4), "source_ipv4");
 
-    bench
-        .programs
-        .forbid_source(bench.ifindex, Ipv4Addr::from(IPV4).into())
-        .expect("forbidden");
-    bench
-        .programs
-        .forbid_source(bench.ifindex, Ipv4Addr::from(IPV4).into())
-        .expect("no error");
+    bench.programs.forbid_source(bench.ifindex, Ipv4Addr::from(IPV4).into()).expect("forbidden");
+    bench.programs.forbid_source(bench.ifindex, Ipv4Addr::from(IPV4).into()).expect("no error");
     bench.expect("forbidden", &v4, "source_ipv4");
     bench.expect("not forbidden", &v6, "passed");
 
-    bench
-        .programs
-        .allow_source(bench.ifindex, Ipv4Addr::from(IPV4).into())
-        .expect("room");
-    bench
-        .programs
-        .forget_sources(bench.ifindex + 1)
-        .expect("forgotten");
+    bench.programs.allow_source(bench.ifindex, Ipv4Addr::from(IPV4).into()).expect("room");
+    bench.programs.forget_sources(bench.ifindex + 1).expect("forgotten");
     bench.expect("others forgotten", &v4, "passed");
-    bench
-        .programs
-        .forget_sources(bench.ifindex)
-        .expect("forgotten");
+    bench.programs.forget_sources(bench.ifindex).expect("forgotten");
     bench.expect("forgotten", &v4, "source_ipv4");
     bench.expect("forgotten", &v6, "source_ipv6");
 }
@@ -230,93 +163,20 @@ fn without_a_worker_arp_speaks_of_the_pod_only() {
     let bench = Bench::new();
     let honest = Arp::HONEST;
     bench.expect("a request", &honest.frame(), "passed");
-    let reply = Arp {
-        head: [0, 1, 8, 0, 6, 4, 0, 2],
-        ..honest
-    };
+    let reply = Arp { head: [0, 1, 8, 0, 6, 4, 0, 2], ..honest };
     bench.expect("a reply", &reply.frame(), "passed");
 
     let forged = |arp: Arp, outcome, what| bench.expect(what, &arp.frame(), outcome);
-    forged(
-        Arp {
-            ethernet: OTHER_MAC,
-            ..honest
-        },
-        "source_mac",
-        "Ethernet source of another",
-    );
-    forged(
-        Arp {
-            ethernet: MARKED,
-            ..honest
-        },
-        "source_mac",
-        "ARP is never marked",
-    );
-    forged(
-        Arp {
-            sender_mac: OTHER_MAC,
-            ..honest
-        },
-        "arp",
-        "sender MAC of another",
-    );
-    forged(
-        Arp {
-            sender_mac: MARKED,
-            ..honest
-        },
-        "arp",
-        "marker as sender MAC",
-    );
-    forged(
-        Arp {
-            sender_ip: OTHER_IPV4,
-            ..honest
-        },
-        "arp",
-        "sender address of another",
-    );
-    forged(
-        Arp {
-            sender_ip: [0; 4],
-            ..honest
-        },
-        "arp",
-        "a probe",
-    );
-    forged(
-        Arp {
-            head: [0, 6, 8, 0, 6, 4, 0, 1],
-            ..honest
-        },
-        "arp",
-        "not Ethernet",
-    );
-    forged(
-        Arp {
-            head: [0, 1, 0x86, 0xdd, 6, 4, 0, 1],
-            ..honest
-        },
-        "arp",
-        "not IPv4",
-    );
-    forged(
-        Arp {
-            head: [0, 1, 8, 0, 7, 4, 0, 1],
-            ..honest
-        },
-        "arp",
-        "long hardware addresses",
-    );
-    forged(
-        Arp {
-            head: [0, 1, 8, 0, 6, 5, 0, 1],
-            ..honest
-        },
-        "arp",
-        "long protocol addresses",
-    );
+    forged(Arp { ethernet: OTHER_MAC, ..honest }, "source_mac", "Ethernet source of another");
+    forged(Arp { ethernet: MARKED, ..honest }, "source_mac", "ARP is never marked");
+    forged(Arp { sender_mac: OTHER_MAC, ..honest }, "arp", "sender MAC of another");
+    forged(Arp { sender_mac: MARKED, ..honest }, "arp", "marker as sender MAC");
+    forged(Arp { sender_ip: OTHER_IPV4, ..honest }, "arp", "sender address of another");
+    forged(Arp { sender_ip: [0; 4], ..honest }, "arp", "a probe");
+    forged(Arp { head: [0, 6, 8, 0, 6, 4, 0, 1], ..honest }, "arp", "not Ethernet");
+    forged(Arp { head: [0, 1, 0x86, 0xdd, 6, 4, 0, 1], ..honest }, "arp", "not IPv4");
+    forged(Arp { head: [0, 1, 8, 0, 7, 4, 0, 1], ..honest }, "arp", "long hardware addresses");
+    forged(Arp { head: [0, 1, 8, 0, 6, 5, 0, 1], ..honest }, "arp", "long protocol addresses");
 }
 
 #[test]
@@ -333,32 +193,11 @@ fn without_a_worker_neighbour_discovery_speaks_of_the_pod_only() {
     let refused = "neighbour_discovery";
 
     expect("an echo request", vec![128, 0, 0, 0, 0, 0, 0, 0], "passed");
-    expect(
-        "a bare solicitation",
-        nd(solicitation, OTHER_IPV6, &[]),
-        "passed",
-    );
-    expect(
-        "a solicitation",
-        nd(solicitation, OTHER_IPV6, &[&source]),
-        "passed",
-    );
-    expect(
-        "with a nonce",
-        nd(solicitation, OTHER_IPV6, &[&nonce, &source]),
-        "passed",
-    );
-    expect(
-        "an advertisement",
-        nd(advertisement, IPV6, &[&target]),
-        "passed",
-    );
-    let marked = ipv6(
-        MARKED,
-        IPV6,
-        ICMPV6,
-        &nd(solicitation, OTHER_IPV6, &[&source]),
-    );
+    expect("a bare solicitation", nd(solicitation, OTHER_IPV6, &[]), "passed");
+    expect("a solicitation", nd(solicitation, OTHER_IPV6, &[&source]), "passed");
+    expect("with a nonce", nd(solicitation, OTHER_IPV6, &[&nonce, &source]), "passed");
+    expect("an advertisement", nd(advertisement, IPV6, &[&target]), "passed");
+    let marked = ipv6(MARKED, IPV6, ICMPV6, &nd(solicitation, OTHER_IPV6, &[&source]));
     bench.expect("a marked solicitation", &marked, "passed");
 
     for kind in [router_solicitation, router_advertisement, redirect] {
@@ -368,65 +207,21 @@ fn without_a_worker_neighbour_discovery_speaks_of_the_pod_only() {
         for option in [1, 2] {
             let forged = mac_option(option, 1, OTHER_MAC);
             expect("MAC of another", nd(kind, subject, &[&forged]), refused);
-            expect(
-                "behind a good one",
-                nd(kind, subject, &[&source, &forged]),
-                refused,
-            );
-            expect(
-                "behind a nonce",
-                nd(kind, subject, &[&nonce, &forged]),
-                refused,
-            );
-            expect(
-                "a long MAC",
-                nd(kind, subject, &[&mac_option(option, 2, MAC)]),
-                refused,
-            );
+            expect("behind a good one", nd(kind, subject, &[&source, &forged]), refused);
+            expect("behind a nonce", nd(kind, subject, &[&nonce, &forged]), refused);
+            expect("a long MAC", nd(kind, subject, &[&mac_option(option, 2, MAC)]), refused);
         }
     }
-    expect(
-        "address of another",
-        nd(advertisement, OTHER_IPV6, &[&target]),
-        refused,
-    );
+    expect("address of another", nd(advertisement, OTHER_IPV6, &[&target]), refused);
     let own_only = nd(solicitation, OTHER_IPV6, &[&source]);
-    bench.expect(
-        "from another",
-        &ipv6(MAC, OTHER_IPV6, ICMPV6, &own_only),
-        "source_ipv6",
-    );
-    bench.expect(
-        "duplicate detection",
-        &ipv6(MAC, [0; 16], ICMPV6, &own_only),
-        "source_ipv6",
-    );
+    bench.expect("from another", &ipv6(MAC, OTHER_IPV6, ICMPV6, &own_only), "source_ipv6");
+    bench.expect("duplicate detection", &ipv6(MAC, [0; 16], ICMPV6, &own_only), "source_ipv6");
 
-    expect(
-        "option of no length",
-        nd(solicitation, IPV6, &[&mac_option(14, 0, MAC)]),
-        refused,
-    );
-    expect(
-        "half an option",
-        nd(solicitation, IPV6, &[&source[..4]]),
-        "too_short",
-    );
-    expect(
-        "option beyond the end",
-        nd(solicitation, IPV6, &[&[14, 2, 0, 0, 0, 0, 0, 0]]),
-        refused,
-    );
-    expect(
-        "eight options",
-        nd(solicitation, IPV6, &[&nonce[..]; 8]),
-        "passed",
-    );
-    expect(
-        "too many options",
-        nd(solicitation, IPV6, &[&nonce[..]; 9]),
-        refused,
-    );
+    expect("option of no length", nd(solicitation, IPV6, &[&mac_option(14, 0, MAC)]), refused);
+    expect("half an option", nd(solicitation, IPV6, &[&source[..4]]), "too_short");
+    expect("option beyond the end", nd(solicitation, IPV6, &[&[14, 2, 0, 0, 0, 0, 0, 0]]), refused);
+    expect("eight options", nd(solicitation, IPV6, &[&nonce[..]; 8]), "passed");
+    expect("too many options", nd(solicitation, IPV6, &[&nonce[..]; 9]), refused);
 
     // Bytes behind the payload are padding, whatever they look like.
     let mut padded = icmp(&nd(solicitation, OTHER_IPV6, &[&source]));
@@ -454,11 +249,7 @@ fn without_a_worker_neighbour_discovery_cannot_hide_behind_extension_headers() {
         bench.expect("solicitation", &chain(&one, header, &solicitation), refused);
         let two = [&extension(60)[..], &extension(ICMPV6)];
         bench.expect("echo, two headers", &chain(&two, header, &echo), "passed");
-        bench.expect(
-            "solicitation, two headers",
-            &chain(&two, header, &solicitation),
-            refused,
-        );
+        bench.expect("solicitation, two headers", &chain(&two, header, &solicitation), refused);
     }
     // A multicast listener report always comes with a hop-by-hop header (RFC 3810 §5).
     for message in [130, 132, 138, 143] {
@@ -470,55 +261,27 @@ fn without_a_worker_neighbour_discovery_cannot_hide_behind_extension_headers() {
     let authentication = [[ICMPV6, 1, 0, 0], [0; 4], [0; 4]].concat();
     for (first, header) in [(60, &long), (51, &authentication)] {
         bench.expect("echo", &chain(&[header], first, &echo), "passed");
-        bench.expect(
-            "solicitation",
-            &chain(&[header], first, &solicitation),
-            refused,
-        );
+        bench.expect("solicitation", &chain(&[header], first, &solicitation), refused);
     }
 
     let fragment_header = 44;
     let whole = fragment(ICMPV6, 0, false);
-    bench.expect(
-        "atomic, echo",
-        &chain(&[&whole], fragment_header, &echo),
-        "passed",
-    );
-    bench.expect(
-        "atomic",
-        &chain(&[&whole], fragment_header, &solicitation),
-        refused,
-    );
+    bench.expect("atomic, echo", &chain(&[&whole], fragment_header, &echo), "passed");
+    bench.expect("atomic", &chain(&[&whole], fragment_header, &solicitation), refused);
     let first = fragment(ICMPV6, 0, true);
-    bench.expect(
-        "first fragment",
-        &chain(&[&first], fragment_header, &solicitation),
-        refused,
-    );
-    bench.expect(
-        "first, too short",
-        &chain(&[&first], fragment_header, &[]),
-        "too_short",
-    );
+    bench.expect("first fragment", &chain(&[&first], fragment_header, &solicitation), refused);
+    bench.expect("first, too short", &chain(&[&first], fragment_header, &[]), "too_short");
     // The later ones look like a solicitation and are none: their first decides.
     for offset in [1, 32, 0x1000] {
         let later = fragment(ICMPV6, offset, true);
-        bench.expect(
-            "later",
-            &chain(&[&later], fragment_header, &solicitation),
-            "passed",
-        );
+        bench.expect("later", &chain(&[&later], fragment_header, &solicitation), "passed");
     }
 
     let (link, last) = (extension(60), extension(UDP));
     let seven = [&[&link[..]; 6][..], &[&last[..]]].concat();
     bench.expect("seven headers", &chain(&seven, 60, &[0; 8]), "passed");
     let eight = [&[&link[..]; 7][..], &[&last[..]]].concat();
-    bench.expect(
-        "eight headers",
-        &chain(&eight, 60, &[0; 8]),
-        "extension_headers",
-    );
+    bench.expect("eight headers", &chain(&eight, 60, &[0; 8]), "extension_headers");
 }
 
 #[test]
@@ -529,18 +292,10 @@ fn without_a_worker_only_ip_and_arp_pass() {
     bench.expect("IPv4", &ethernet(MAC, 0x0800, packet), "passed");
     let tagged = [&[0, 5, 8, 0], packet].concat();
     for ether_type in [0x8100, 0x88a8] {
-        bench.expect(
-            "a VLAN tag",
-            &ethernet(MAC, ether_type, &tagged),
-            "ether_type",
-        );
+        bench.expect("a VLAN tag", &ethernet(MAC, ether_type, &tagged), "ether_type");
     }
     for ether_type in [0, 38, 0x0801, 0x8847, 0x88cc, 0x86de, 0xffff] {
-        bench.expect(
-            "another type",
-            &ethernet(MAC, ether_type, packet),
-            "ether_type",
-        );
+        bench.expect("another type", &ethernet(MAC, ether_type, packet), "ether_type");
     }
 }
 
@@ -554,11 +309,7 @@ fn without_a_worker_a_frame_cut_short_passes_only_with_all_that_is_checked() {
         ("ARP", Arp::HONEST.frame(), 42),
         ("IPv4", ipv4(MAC, IPV4), 34),
         ("IPv6", ipv6(MAC, IPV6, UDP, &[0; 8]), 54),
-        (
-            "ICMPv6",
-            ipv6(MAC, IPV6, ICMPV6, &[128, 0, 0, 0, 0, 0, 0, 0]),
-            55,
-        ),
+        ("ICMPv6", ipv6(MAC, IPV6, ICMPV6, &[128, 0, 0, 0, 0, 0, 0, 0]), 55),
         ("solicitation", ipv6(MAC, IPV6, ICMPV6, &solicitation), 86),
         ("hop-by-hop header", ipv6(MAC, IPV6, 0, &listener), 66),
     ];
@@ -598,10 +349,7 @@ fn the_nodes_own_packets_pass_unchecked() {
 fn a_device_without_an_entry_passes_everything() {
     let bench = Bench::new();
     bench.programs.remove_port(bench.ifindex).expect("removed");
-    bench
-        .programs
-        .remove_port(bench.ifindex)
-        .expect("no error when absent");
+    bench.programs.remove_port(bench.ifindex).expect("no error when absent");
     let forged = ipv4(OTHER_MAC, OTHER_IPV4);
     assert_eq!(bench.run(&forged), (PASS, Some("unknown_port")));
     bench.set(Fallback::Pass, PortKind::Pod);
@@ -614,22 +362,10 @@ fn a_worker_gets_everything_while_its_socket_and_both_sentinels_are_there() {
     let bench = Bench::new();
     let (programs, redirected) = (&bench.programs, (REDIRECT, None));
     let (low, high, socket) = (xsk(), xsk(), xsk());
-    let frames = [
-        ipv4(MAC, IPV4),
-        ipv4(OTHER_MAC, OTHER_IPV4),
-        Arp::HONEST.frame(),
-    ];
-    let fallback = [
-        (PASS, Some("passed")),
-        (DROP, Some("source_mac")),
-        (PASS, Some("passed")),
-    ];
+    let frames = [ipv4(MAC, IPV4), ipv4(OTHER_MAC, OTHER_IPV4), Arp::HONEST.frame()];
+    let fallback = [(PASS, Some("passed")), (DROP, Some("source_mac")), (PASS, Some("passed"))];
     let run = || frames.each_ref().map(|frame| bench.run(frame));
-    let set_sentinels = || {
-        programs
-            .set_sentinels(WORKER, low.as_fd(), high.as_fd())
-            .expect("set")
-    };
+    let set_sentinels = || programs.set_sentinels(WORKER, low.as_fd(), high.as_fd()).expect("set");
 
     assert_eq!(run(), fallback, "nobody there");
     programs.set_socket(SLOT, socket.as_fd()).expect("set");
@@ -649,15 +385,11 @@ fn a_worker_gets_everything_while_its_socket_and_both_sentinels_are_there() {
     programs.set_socket(SLOT, socket.as_fd()).expect("set");
     assert_eq!(run(), [redirected; 3]);
     programs.clear_sentinels(WORKER).expect("cleared");
-    programs
-        .clear_sentinels(WORKER)
-        .expect("no error when absent");
+    programs.clear_sentinels(WORKER).expect("no error when absent");
     assert_eq!(run(), fallback, "a hung worker");
 
     // Another worker's sentinels, and another port's socket, do not help.
-    programs
-        .set_sentinels(WORKER + 1, low.as_fd(), high.as_fd())
-        .expect("set");
+    programs.set_sentinels(WORKER + 1, low.as_fd(), high.as_fd()).expect("set");
     assert_eq!(run(), fallback, "the sentinels of another");
     set_sentinels();
     programs.clear_socket(SLOT).expect("cleared");
@@ -672,21 +404,12 @@ fn any_socket_that_is_closed_sends_the_port_to_the_fallback() {
     let frame = ipv4(MAC, IPV4);
     for closed in 0..3 {
         let mut sockets = [Some(xsk()), Some(xsk()), Some(xsk())];
-        let [low, high, socket] = sockets
-            .each_ref()
-            .map(|fd| fd.as_ref().expect("open").as_fd());
-        bench
-            .programs
-            .set_sentinels(WORKER, low, high)
-            .expect("set");
+        let [low, high, socket] = sockets.each_ref().map(|fd| fd.as_ref().expect("open").as_fd());
+        bench.programs.set_sentinels(WORKER, low, high).expect("set");
         bench.programs.set_socket(SLOT, socket).expect("set");
         assert_eq!(bench.run(&frame), (REDIRECT, None));
         sockets[closed] = None;
-        assert_eq!(
-            bench.run(&frame),
-            (PASS, Some("passed")),
-            "socket {closed} closed"
-        );
+        assert_eq!(bench.run(&frame), (PASS, Some("passed")), "socket {closed} closed");
     }
 }
 
@@ -696,33 +419,13 @@ fn slots_and_workers_beyond_the_maps_are_refused() {
     let bench = Bench::new();
     let socket = xsk();
     let fd = socket.as_fd();
-    bench
-        .programs
-        .set_socket(PORTS_MAX - 1, fd)
-        .expect("the last slot");
-    let error = bench
-        .programs
-        .set_socket(PORTS_MAX, fd)
-        .expect_err("there is no such slot");
-    assert!(
-        error
-            .to_string()
-            .contains("sockets (of at most 4096 entries)"),
-        "{error}"
-    );
-    bench
-        .programs
-        .set_sentinels(WORKERS_MAX - 1, fd, fd)
-        .expect("the last worker");
+    bench.programs.set_socket(PORTS_MAX - 1, fd).expect("the last slot");
+    let error = bench.programs.set_socket(PORTS_MAX, fd).expect_err("there is no such slot");
+    assert!(error.to_string().contains("sockets (of at most 4096 entries)"), "{error}");
+    bench.programs.set_sentinels(WORKERS_MAX - 1, fd, fd).expect("the last worker");
     for worker in [WORKERS_MAX, u32::MAX] {
-        bench
-            .programs
-            .set_sentinels(worker, fd, fd)
-            .expect_err("there is no such worker");
+        bench.programs.set_sentinels(worker, fd, fd).expect_err("there is no such worker");
     }
     let file = std::fs::File::open("/dev/null").expect("it is there");
-    bench
-        .programs
-        .set_socket(SLOT, file.as_fd())
-        .expect_err("not an XSK");
+    bench.programs.set_socket(SLOT, file.as_fd()).expect_err("not an XSK");
 }

@@ -24,17 +24,39 @@ fn to(dst: &str) -> Packet {
 fn no_martian_source_is_forwarded_even_for_the_node() {
     let mut cases = Vec::new();
     let martians = [
-        "0.0.0.0", "0.1.2.3", "127.0.0.1", "127.255.255.255", "224.0.0.1", "239.255.255.255",
-        "240.0.0.1", "255.255.255.254", "255.255.255.255", "::", "::1", "::ffff:10.0.0.1",
-        "ff02::1", "ff0e::7",
+        "0.0.0.0",
+        "0.1.2.3",
+        "127.0.0.1",
+        "127.255.255.255",
+        "224.0.0.1",
+        "239.255.255.255",
+        "240.0.0.1",
+        "255.255.255.254",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "::ffff:10.0.0.1",
+        "ff02::1",
+        "ff0e::7",
     ];
     for src in martians {
         let case = Case::new(format!("from {src}"), &NODE, &from_node(src));
         cases.push(case.drops(DropReason::MartianSource));
     }
     let neighbours = [
-        "1.0.0.1", "126.255.255.255", "128.0.0.1", "223.255.255.255", "10.0.0.1", "192.168.0.1",
-        "100.64.0.1", "::2", "::fffe:a00:1", "fc00::1", "fd00::1", FAR_V4, FAR_V6,
+        "1.0.0.1",
+        "126.255.255.255",
+        "128.0.0.1",
+        "223.255.255.255",
+        "10.0.0.1",
+        "192.168.0.1",
+        "100.64.0.1",
+        "::2",
+        "::fffe:a00:1",
+        "fc00::1",
+        "fd00::1",
+        FAR_V4,
+        FAR_V6,
     ];
     for src in neighbours {
         let packet = from_node(src);
@@ -48,7 +70,13 @@ fn no_martian_source_is_forwarded_even_for_the_node() {
 fn no_martian_destination_is_forwarded() {
     let mut cases = Vec::new();
     let martians = [
-        "0.0.0.0", "0.1.2.3", "127.0.0.1", "240.0.0.1", "255.255.255.254", "::", "::1",
+        "0.0.0.0",
+        "0.1.2.3",
+        "127.0.0.1",
+        "240.0.0.1",
+        "255.255.255.254",
+        "::",
+        "::1",
         "::ffff:10.0.0.1",
     ];
     for dst in martians {
@@ -79,7 +107,11 @@ fn groups_are_not_forwarded_whatever_the_link_address() {
             let packet = to(dst).dst_mac(mac);
             let case = Case::new(format!("{dst} at {what}"), &A, &packet);
             cases.push(case.drops(DropReason::Multicast));
-            let packet = packet.from(&NODE).dst_mac(if what == "its group" { mac } else { NODE.gateway_mac });
+            let packet = packet.from(&NODE).dst_mac(if what == "its group" {
+                mac
+            } else {
+                NODE.gateway_mac
+            });
             let case = Case::new(format!("{dst} at {what} from the node"), &NODE, &packet);
             cases.push(case.drops(DropReason::Multicast));
         }
@@ -114,11 +146,8 @@ fn redirects_are_not_forwarded_and_other_icmp_is() {
     let mut cases = Vec::new();
     for (dst, end) in [("10.244.1.12", &B), ("fd00:10:244:1::12", &B), (FAR_V4, &NODE)] {
         let redirect = to(dst).icmp(if dst.contains(':') { 137 } else { 5 }, 1);
-        let reason = if dst.contains(':') {
-            DropReason::NdForbidden
-        } else {
-            DropReason::IcmpRedirect
-        };
+        let reason =
+            if dst.contains(':') { DropReason::NdForbidden } else { DropReason::IcmpRedirect };
         cases.push(Case::new(format!("redirect to {dst}"), &A, &redirect).drops(reason));
         let other = to(dst).icmp(if dst.contains(':') { 129 } else { 4 }, 1);
         let case = Case::new(format!("other icmp to {dst}"), &A, &other);

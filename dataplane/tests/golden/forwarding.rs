@@ -5,9 +5,7 @@ use dataplane::drop::DropReason;
 use crate::FAMILIES;
 use crate::case::{Case, run_all};
 use crate::harness::packet::{Check, FIN, PSH, packet};
-use crate::harness::{
-    A, B, C, CUSTOM, FAR_V4, FAR_V6, NOBODY_V4, NOBODY_V6, NODE, PLAIN, Setup,
-};
+use crate::harness::{A, B, C, CUSTOM, FAR_V4, FAR_V6, NOBODY_V4, NOBODY_V6, NODE, PLAIN, Setup};
 
 /// ICMP "time exceeded in transit", by family.
 const TIME_EXCEEDED: [(u8, u8, u32); 2] = [(11, 0, 0), (3, 0, 0)];
@@ -85,7 +83,8 @@ fn the_node_and_we_are_one_router() {
             );
             let own = base.clone().from(&B).to(&NODE).family(v6);
             cases.push(
-                Case::new(name("pod to node"), &B, &own).sends(&NODE, &own.clone().delivered(&NODE)),
+                Case::new(name("pod to node"), &B, &own)
+                    .sends(&NODE, &own.clone().delivered(&NODE)),
             );
             let back = base.clone().from(&NODE).to(&B).src(far);
             cases.push(

@@ -89,7 +89,9 @@ fn ipv6_extension_headers_are_walked() {
     cases.push(routed.drops(DropReason::Ipv6RoutingType0));
     // Offloads behind extension headers.
     let partial = one(0, &pad).check(Check::Partial);
-    cases.push(Case::new("inferred", &A, &partial).sends_partial(&B, &partial.clone().forwarded(&B)));
+    cases.push(
+        Case::new("inferred", &A, &partial).sends_partial(&B, &partial.clone().forwarded(&B)),
+    );
     let marked = one(0, &pad).tcp(1, 2).marked(0);
     cases.push(Case::new("marked", &A, &marked).sends_partial(&B, &marked.clone().forwarded(&B)));
     run_all(&cases);
@@ -129,7 +131,10 @@ fn fragments_are_forwarded_and_impossible_ones_are_not() {
         cases.push(forwarded(name("first of a long datagram"), &first));
         cases.push(forwarded(name("middle"), &fragment(40, true).protocol(UDP)));
         cases.push(forwarded(name("last"), &fragment(1480, false).protocol(TCP)));
-        cases.push(forwarded(name("last of one byte"), &fragment(8, false).protocol(UDP).payload(1)));
+        cases.push(forwarded(
+            name("last of one byte"),
+            &fragment(8, false).protocol(UDP).payload(1),
+        ));
         let at_the_end = fragment(65_520, false).protocol(UDP).payload(15);
         cases.push(forwarded(name("up to 65535"), &at_the_end));
         // What looks like a pseudo-header sum in the middle of a datagram is none.

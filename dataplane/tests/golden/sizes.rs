@@ -212,7 +212,9 @@ fn a_port_without_metadata_gets_complete_checksums() {
                 let name = format!("{family} {payload} tcp {tcp}");
                 cases.push(Case::new(format!("{name} marked"), &A, &marked).sends(&PLAIN, &sent));
                 let inferred = base.check(Check::Partial);
-                cases.push(Case::new(format!("{name} inferred"), &A, &inferred).sends(&PLAIN, &sent));
+                cases.push(
+                    Case::new(format!("{name} inferred"), &A, &inferred).sends(&PLAIN, &sent),
+                );
             }
         }
         for payload in [4000, 9999, 65_000] {

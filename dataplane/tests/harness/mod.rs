@@ -489,7 +489,11 @@ impl Node {
         for (number, side) in self.sides.iter().enumerate() {
             let counters = &side.counters;
             let all = counters.frames_total.get();
-            assert_eq!(counters.frames_rx.get(), all, "frames lost, worker {number}: {counters:#?}");
+            assert_eq!(
+                counters.frames_rx.get(),
+                all,
+                "frames lost, worker {number}: {counters:#?}"
+            );
         }
     }
 }

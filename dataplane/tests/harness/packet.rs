@@ -27,9 +27,21 @@ pub enum Check {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Layer4 {
-    Udp { src: u16, dst: u16 },
-    Tcp { src: u16, dst: u16, sequence: u32, flags: u8 },
-    Icmp { kind: u8, code: u8, rest: [u8; 4] },
+    Udp {
+        src: u16,
+        dst: u16,
+    },
+    Tcp {
+        src: u16,
+        dst: u16,
+        sequence: u32,
+        flags: u8,
+    },
+    Icmp {
+        kind: u8,
+        code: u8,
+        rest: [u8; 4],
+    },
     /// Only the protocol number; the payload is all there is.
     Other(u8),
 }

@@ -58,23 +58,12 @@ fn run() -> Result<bool> {
         writeln!(stdout, "{USAGE}")?;
         return Ok(true);
     }
-    let wanted = |case: &Case| {
-        options
-            .only
-            .as_deref()
-            .is_none_or(|only| selects(only, case))
-    };
+    let wanted = |case: &Case| options.only.as_deref().is_none_or(|only| selects(only, case));
     if options.list {
         for case in conformance::cases().iter().filter(|case| wanted(case)) {
             let optional = case.optional_capability();
             let optional = optional.map(|name| format!(" [optional capability {name}]"));
-            writeln!(
-                stdout,
-                "{:<34} {}{}",
-                case.id,
-                case.sentence,
-                optional.unwrap_or_default()
-            )?;
+            writeln!(stdout, "{:<34} {}{}", case.id, case.sentence, optional.unwrap_or_default())?;
         }
         return Ok(true);
     }
@@ -118,17 +107,14 @@ fn plugin(options: &Options) -> Result<Plugin> {
     let (Some(binary), Some(conf)) = (&options.plugin, &options.conf) else {
         bail!("--plugin and --conf are required\n{USAGE}");
     };
-    let binary = binary
-        .canonicalize()
-        .with_context(|| format!("find the plugin {}", binary.display()))?;
+    let binary =
+        binary.canonicalize().with_context(|| format!("find the plugin {}", binary.display()))?;
     let text = std::fs::read_to_string(conf)
         .with_context(|| format!("read the configuration {}", conf.display()))?;
     let conf = serde_json::from_str(&text)
         .with_context(|| format!("read the configuration {} as JSON", conf.display()))?;
     let mut plugin = Plugin::new(binary, &conf)?;
-    plugin
-        .capabilities
-        .extend(options.capabilities.iter().cloned());
+    plugin.capabilities.extend(options.capabilities.iter().cloned());
     plugin.delegates_ipam |= options.delegates_ipam;
     plugin.node.clone_from(&options.node_netns);
     if let Some(cni_path) = &options.cni_path {
@@ -148,10 +134,7 @@ fn selects(only: &str, case: &Case) -> bool {
 fn parse(mut args: impl Iterator<Item = String>) -> Result<Options> {
     let mut options = Options::default();
     while let Some(arg) = args.next() {
-        let mut value = || {
-            args.next()
-                .with_context(|| format!("{arg} needs a value\n{USAGE}"))
-        };
+        let mut value = || args.next().with_context(|| format!("{arg} needs a value\n{USAGE}"));
         match arg.as_str() {
             "--plugin" => options.plugin = Some(value()?.into()),
             "--conf" => options.conf = Some(value()?.into()),
@@ -187,12 +170,8 @@ mod tests {
 
     #[test]
     fn only_selects_a_line_by_number_and_cases_by_the_beginning_of_their_id() {
-        let count = |only: &str| {
-            conformance::cases()
-                .iter()
-                .filter(|case| selects(only, case))
-                .count()
-        };
+        let count =
+            |only: &str| conformance::cases().iter().filter(|case| selects(only, case)).count();
         assert_eq!(count("6"), 1);
         assert_eq!(count("b06-error-on-stdout"), 1);
         assert!(count("b06") == 1 && count("b02-add") > 1);

@@ -44,10 +44,7 @@ pub fn disciplined(outcome: &Outcome) -> Checked {
         Ended::Exited(_) => {}
         Ended::Crashed(signal) => return fail(format!("crashed by signal {signal}")),
         Ended::Killed => {
-            return fail(format!(
-                "no answer within {} s; killed",
-                KILL_AFTER.as_secs()
-            ));
+            return fail(format!("no answer within {} s; killed", KILL_AFTER.as_secs()));
         }
         Ended::HeldStdout => {
             return fail("left a process behind that keeps stdout open: runtimes hang on that");
@@ -55,10 +52,7 @@ pub fn disciplined(outcome: &Outcome) -> Checked {
     }
     let one_object = outcome.json.as_ref().is_some_and(Value::is_object);
     ensure(outcome.stdout.is_empty() || one_object, || {
-        format!(
-            "stdout is not exactly one JSON object: {}",
-            excerpt(&outcome.stdout)
-        )
+        format!("stdout is not exactly one JSON object: {}", excerpt(&outcome.stdout))
     })
 }
 
@@ -81,25 +75,17 @@ pub fn result(outcome: &Outcome, what: &str) -> Checked<Value> {
 
 fn succeeded(outcome: &Outcome, what: &str) -> Checked {
     ensure(outcome.code == Some(0), || {
-        format!(
-            "{what} failed: {} {}",
-            excerpt(&outcome.stdout),
-            excerpt(&outcome.stderr)
-        )
+        format!("{what} failed: {} {}", excerpt(&outcome.stdout), excerpt(&outcome.stderr))
     })
 }
 
 /// The call failed with an error object on stdout. `codes` lists the acceptable ones; empty means
 /// that any will do.
 pub fn error(outcome: &Outcome, what: &str, codes: &[u64]) -> Checked<ErrorObject> {
-    ensure(outcome.code != Some(0), || {
-        format!("{what} succeeded but must fail")
-    })?;
+    ensure(outcome.code != Some(0), || format!("{what} succeeded but must fail"))?;
     let Some(Value::Object(object)) = &outcome.json else {
         let stderr = excerpt(&outcome.stderr);
-        return fail(format!(
-            "{what} failed without an error object on stdout; stderr: {stderr}"
-        ));
+        return fail(format!("{what} failed without an error object on stdout; stderr: {stderr}"));
     };
     let Some(code) = object.get("code").and_then(Value::as_u64) else {
         return fail(format!(
@@ -108,20 +94,12 @@ pub fn error(outcome: &Outcome, what: &str, codes: &[u64]) -> Checked<ErrorObjec
         ));
     };
     let text_of = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default();
-    ensure(!text_of("msg").is_empty(), || {
-        format!("{what}: the error of code {code} has no msg")
-    })?;
-    let text = format!("{} {}", text_of("msg"), text_of("details"))
-        .trim()
-        .to_owned();
+    ensure(!text_of("msg").is_empty(), || format!("{what}: the error of code {code} has no msg"))?;
+    let text = format!("{} {}", text_of("msg"), text_of("details")).trim().to_owned();
     ensure(codes.is_empty() || codes.contains(&code), || {
         format!("{what}: code is {code}, wanted {codes:?}: {text}")
     })?;
-    Ok(ErrorObject {
-        code,
-        text,
-        object: object.clone(),
-    })
+    Ok(ErrorObject { code, text, object: object.clone() })
 }
 
 /// The error's text contains each of `words`.
@@ -177,23 +155,11 @@ mod tests {
     fn an_error_needs_an_exit_code_an_object_a_code_and_a_message() {
         let good = r#"{"code":4,"msg":"required","details":"CNI_IFNAME"}"#;
         assert!(error(&outcome(1, good), "ADD", &[4]).is_ok());
-        assert!(
-            error(&outcome(0, good), "ADD", &[4]).is_err(),
-            "exit code 0"
-        );
+        assert!(error(&outcome(0, good), "ADD", &[4]).is_err(), "exit code 0");
         assert!(error(&outcome(1, good), "ADD", &[7]).is_err(), "other code");
-        assert!(
-            error(&outcome(1, r#"{"code":4}"#), "ADD", &[4]).is_err(),
-            "no msg"
-        );
-        assert!(
-            error(&outcome(1, r#"{"code":"4","msg":"m"}"#), "ADD", &[]).is_err(),
-            "no number"
-        );
-        assert!(
-            error(&outcome(1, ""), "ADD", &[]).is_err(),
-            "nothing printed"
-        );
+        assert!(error(&outcome(1, r#"{"code":4}"#), "ADD", &[4]).is_err(), "no msg");
+        assert!(error(&outcome(1, r#"{"code":"4","msg":"m"}"#), "ADD", &[]).is_err(), "no number");
+        assert!(error(&outcome(1, ""), "ADD", &[]).is_err(), "nothing printed");
     }
 
     #[test]

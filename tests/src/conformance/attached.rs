@@ -18,10 +18,7 @@ pub const SETTLE: Duration = Duration::from_secs(5);
 
 /// The members of a list of the result; none when the list is absent.
 pub fn list<'a>(result: &'a Value, key: &str) -> &'a [Value] {
-    result
-        .get(key)
-        .and_then(Value::as_array)
-        .map_or(&[], Vec::as_slice)
+    result.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
 /// A string member, or "" when it is absent.
@@ -35,12 +32,9 @@ pub fn container_interface<'a>(
     container: &Container,
 ) -> Checked<(usize, &'a Value)> {
     let sandbox = container.netns_path();
-    let found = list(result, "interfaces")
-        .iter()
-        .enumerate()
-        .find(|(_, interface)| {
-            text(interface, "name") == container.ifname && text(interface, "sandbox") == sandbox
-        });
+    let found = list(result, "interfaces").iter().enumerate().find(|(_, interface)| {
+        text(interface, "name") == container.ifname && text(interface, "sandbox") == sandbox
+    });
     match found {
         Some(found) => Ok(found),
         None => fail(format!(
@@ -53,9 +47,7 @@ pub fn container_interface<'a>(
 /// The interfaces on the host's side: those without a sandbox.
 pub fn host_interfaces(result: &Value) -> Vec<&Value> {
     let interfaces = list(result, "interfaces").iter();
-    interfaces
-        .filter(|interface| text(interface, "sandbox").is_empty())
-        .collect()
+    interfaces.filter(|interface| text(interface, "sandbox").is_empty()).collect()
 }
 
 /// The addresses of the result, without their prefix lengths.
@@ -93,10 +85,7 @@ pub fn parse_prefix(text: &str) -> Option<(IpAddr, Option<u8>)> {
 /// Line 15: the result is of the version that was asked for, with its fields and no later ones.
 pub fn has_shape_of(result: &Value, version: &str) -> Checked {
     ensure(text(result, "cniVersion") == version, || {
-        format!(
-            "cniVersion of the result is {}, asked was {version}",
-            text(result, "cniVersion")
-        )
+        format!("cniVersion of the result is {}, asked was {version}", text(result, "cniVersion"))
     })?;
     for ip in list(result, "ips") {
         let family = ip.get("version").and_then(Value::as_str);
@@ -115,15 +104,11 @@ pub fn has_shape_of(result: &Value, version: &str) -> Checked {
     }
     let later = [
         ("interfaces", &["mtu", "socketPath", "pciID"][..]),
-        (
-            "routes",
-            &["mtu", "advmss", "priority", "table", "scope"][..],
-        ),
+        ("routes", &["mtu", "advmss", "priority", "table", "scope"][..]),
     ];
     for (key, fields) in later {
-        for (object, field) in list(result, key)
-            .iter()
-            .flat_map(|o| fields.iter().map(move |f| (o, f)))
+        for (object, field) in
+            list(result, key).iter().flat_map(|o| fields.iter().map(move |f| (o, f)))
         {
             ensure(object.get(field).is_none(), || {
                 format!("{key}[].{field} came with 1.1.0 and must be left out of {version}")
@@ -136,16 +121,11 @@ pub fn has_shape_of(result: &Value, version: &str) -> Checked {
 /// Line 20: every `ips[].interface` is the index of the container's interface.
 pub fn ips_point_at_the_container(result: &Value, container: &Container) -> Checked {
     let (index, _) = container_interface(result, container)?;
-    ensure(!list(result, "ips").is_empty(), || {
-        format!("the result has no ips: {result}")
-    })?;
+    ensure(!list(result, "ips").is_empty(), || format!("the result has no ips: {result}"))?;
     for ip in list(result, "ips") {
         let points_at = ip.get("interface").and_then(Value::as_u64);
         ensure(points_at == Some(index as u64), || {
-            format!(
-                "ips[].interface is {points_at:?}, {} is at {index}: {ip}",
-                container.ifname
-            )
+            format!("ips[].interface is {points_at:?}, {} is at {index}: {ip}", container.ifname)
         })?;
     }
     Ok(())
@@ -154,18 +134,14 @@ pub fn ips_point_at_the_container(result: &Value, container: &Container) -> Chec
 /// Line 20: every MAC address of the result is that of the device it names.
 pub fn macs_are_real(result: &Value, container: &Container, node: &Namespace) -> Checked {
     let (_, inside) = container_interface(result, container)?;
-    let outside = host_interfaces(result)
-        .into_iter()
-        .map(|interface| (node, interface));
+    let outside = host_interfaces(result).into_iter().map(|interface| (node, interface));
     for (netns, interface) in outside.chain([(&container.netns, inside)]) {
         let name = text(interface, "name");
         let Some(link) = link(netns, name)? else {
             return fail(format!("the result names {name}, which is not there"));
         };
         let (said, real) = (text(interface, "mac"), text(&link, "address"));
-        ensure(said.eq_ignore_ascii_case(real), || {
-            format!("mac of {name} is {real}, not {said}")
-        })?;
+        ensure(said.eq_ignore_ascii_case(real), || format!("mac of {name} is {real}, not {said}"))?;
     }
     Ok(())
 }
@@ -173,10 +149,7 @@ pub fn macs_are_real(result: &Value, container: &Container, node: &Namespace) ->
 /// Line 20: every address of the result is on the interface, which is up, and every route exists.
 pub fn is_in_place(result: &Value, container: &Container) -> Checked {
     let Some(link) = link(&container.netns, &container.ifname)? else {
-        return fail(format!(
-            "{} of {} is not there",
-            container.ifname, container.id
-        ));
+        return fail(format!("{} of {} is not there", container.ifname, container.id));
     };
     ensure(list(&link, "flags").iter().any(|flag| flag == "UP"), || {
         format!("{} is not up", container.ifname)
@@ -184,19 +157,15 @@ pub fn is_in_place(result: &Value, container: &Container) -> Checked {
     let live = live_addresses(container)?;
     for address in addresses(result)? {
         ensure(live.contains(&address), || {
-            format!(
-                "{address} of the result is not on {}: {live:?}",
-                container.ifname
-            )
+            format!("{address} of the result is not on {}: {live:?}", container.ifname)
         })?;
     }
     let live = live_routes(&container.netns)?;
     for route in list(result, "routes") {
         let dst = text(route, "dst");
-        ensure(
-            parse_route(dst, false).is_some_and(|dst| live.contains(&dst)),
-            || format!("route {dst} of the result is not in the container: {live:?}"),
-        )?;
+        ensure(parse_route(dst, false).is_some_and(|dst| live.contains(&dst)), || {
+            format!("route {dst} of the result is not in the container: {live:?}")
+        })?;
     }
     Ok(())
 }
@@ -210,24 +179,15 @@ pub fn link(netns: &Namespace, name: &str) -> Checked<Option<Value>> {
 
 /// Every address of the container's interface, with its flags.
 pub fn address_objects(container: &Container) -> Checked<Vec<Value>> {
-    let shown = container
-        .netns
-        .ip_json(&["addr", "show", "dev", &container.ifname])?;
+    let shown = container.netns.ip_json(&["addr", "show", "dev", &container.ifname])?;
     let shown = shown.as_array().map_or(&[][..], Vec::as_slice);
-    Ok(shown
-        .iter()
-        .flat_map(|link| list(link, "addr_info"))
-        .cloned()
-        .collect())
+    Ok(shown.iter().flat_map(|link| list(link, "addr_info")).cloned().collect())
 }
 
 /// Every address of the container's interface.
 pub fn live_addresses(container: &Container) -> Checked<BTreeSet<IpAddr>> {
     let objects = address_objects(container)?;
-    Ok(objects
-        .iter()
-        .filter_map(|object| text(object, "local").parse().ok())
-        .collect())
+    Ok(objects.iter().filter_map(|object| text(object, "local").parse().ok()).collect())
 }
 
 /// Destinations of the routes of both families, in all tables.
@@ -236,11 +196,7 @@ pub fn live_routes(netns: &Namespace) -> Checked<BTreeSet<(IpAddr, u8)>> {
     for (family, v6) in [("-4", false), ("-6", true)] {
         let routes = netns.ip_json(&[family, "route", "show", "table", "all"])?;
         let routes = routes.as_array().map_or(&[][..], Vec::as_slice);
-        destinations.extend(
-            routes
-                .iter()
-                .filter_map(|route| parse_route(text(route, "dst"), v6)),
-        );
+        destinations.extend(routes.iter().filter_map(|route| parse_route(text(route, "dst"), v6)));
     }
     Ok(destinations)
 }
@@ -252,10 +208,7 @@ fn parse_route(dst: &str, v6: bool) -> Option<(IpAddr, u8)> {
         return Some((any.parse().ok()?, 0));
     }
     let (address, length) = parse_prefix(dst)?;
-    Some((
-        address,
-        length.unwrap_or(if address.is_ipv4() { 32 } else { 128 }),
-    ))
+    Some((address, length.unwrap_or(if address.is_ipv4() { 32 } else { 128 })))
 }
 
 /// What a failed or undone call must leave as it was: links and routes of both sides, and the
@@ -277,9 +230,7 @@ impl Snapshot {
                 let addresses = addresses.filter(|address| !address.starts_with("fe80:"));
                 lines.extend(addresses.map(|address| format!("{side} address {address} {name}")));
             }
-            let routes = live_routes(netns)?
-                .into_iter()
-                .filter(|(dst, _)| !is_kernels_own(*dst));
+            let routes = live_routes(netns)?.into_iter().filter(|(dst, _)| !is_kernels_own(*dst));
             lines.extend(routes.map(|(dst, length)| format!("{side} route {dst}/{length}")));
         }
         Ok(Self(lines))
@@ -315,9 +266,7 @@ pub fn interface_goes(container: &Container) -> Checked {
     let gone = || {
         let links = container.netns.ip_json(&["link"])?;
         let links = links.as_array().map_or(&[][..], Vec::as_slice);
-        Ok(!links
-            .iter()
-            .any(|link| text(link, "ifname") == container.ifname))
+        Ok(!links.iter().any(|link| text(link, "ifname") == container.ifname))
     };
     wait_until(&what, SETTLE, gone).or_else(|error| fail(error.to_string()))
 }
@@ -325,9 +274,7 @@ pub fn interface_goes(container: &Container) -> Checked {
 /// The container still has its interface.
 pub fn interface_stays(container: &Container) -> Checked {
     let there = link(&container.netns, &container.ifname)?.is_some();
-    ensure(there, || {
-        format!("{} of {} is gone", container.ifname, container.id)
-    })
+    ensure(there, || format!("{} of {} is gone", container.ifname, container.id))
 }
 
 #[cfg(test)]
@@ -341,16 +288,10 @@ mod tests {
         let old =
             json!({"cniVersion": "0.4.0", "ips": [{"version": "4", "address": "10.0.0.1/8"}]});
         assert!(has_shape_of(&old, "0.4.0").is_ok());
-        assert!(
-            has_shape_of(&old, "0.3.1").is_err(),
-            "cniVersion is not echoed"
-        );
+        assert!(has_shape_of(&old, "0.3.1").is_err(), "cniVersion is not echoed");
         let new =
             json!({"cniVersion": "1.0.0", "ips": [{"version": "4", "address": "10.0.0.1/8"}]});
-        assert!(
-            has_shape_of(&new, "1.0.0").is_err(),
-            "ips[].version ended with 1.0.0"
-        );
+        assert!(has_shape_of(&new, "1.0.0").is_err(), "ips[].version ended with 1.0.0");
         let wrong =
             json!({"cniVersion": "0.4.0", "ips": [{"version": "6", "address": "10.0.0.1/8"}]});
         assert!(has_shape_of(&wrong, "0.4.0").is_err(), "wrong family");
@@ -370,10 +311,7 @@ mod tests {
     #[test]
     fn default_and_host_routes_compare_with_prefixes() {
         assert_eq!(parse_route("default", true), parse_route("::/0", false));
-        assert_eq!(
-            parse_route("10.0.0.1", false),
-            parse_route("10.0.0.1/32", false)
-        );
+        assert_eq!(parse_route("10.0.0.1", false), parse_route("10.0.0.1/32", false));
         assert_ne!(parse_route("default", true), parse_route("default", false));
     }
 }

@@ -66,10 +66,7 @@ pub struct Row {
 
 /// Begins a row. Its id is `b<line>-<slug>`, the line of two digits.
 pub fn case(id: &str) -> Row {
-    Row {
-        id: id.to_owned(),
-        sentence: String::new(),
-    }
+    Row { id: id.to_owned(), sentence: String::new() }
 }
 
 impl Row {
@@ -87,14 +84,7 @@ impl Row {
         let Self { id, sentence } = self;
         let line = id.get(1..3).and_then(|digits| digits.parse().ok());
         let line = line.expect("the id of a case is b<line>-<slug>");
-        Case {
-            id,
-            line,
-            sentence,
-            needs: Vec::new(),
-            version: None,
-            run: Box::new(run),
-        }
+        Case { id, line, sentence, needs: Vec::new(), version: None, run: Box::new(run) }
     }
 }
 
@@ -122,9 +112,7 @@ impl Case {
     pub(super) fn version_to_speak(&self, supported: &[String]) -> Checked<&'static str> {
         match self.version {
             Some(version) if supported.iter().any(|other| other == version) => Ok(version),
-            Some(version) => Err(Stop::Skip(format!(
-                "the plugin's VERSION list has no {version}"
-            ))),
+            Some(version) => Err(Stop::Skip(format!("the plugin's VERSION list has no {version}"))),
             // A plugin without a usable VERSION list has failed the cases about that already; the
             // rest is asked in the version that most configurations name.
             None => Ok(newest_common(supported).unwrap_or("1.0.0")),
@@ -135,9 +123,7 @@ impl Case {
         for need in &self.needs {
             let missing = match need {
                 Need::Verb(verb) => {
-                    let has = supported
-                        .iter()
-                        .any(|v| super::version::at_least(v, since(verb)));
+                    let has = supported.iter().any(|v| super::version::at_least(v, since(verb)));
                     (!has).then(|| format!("the plugin's VERSION list has no version with {verb}"))
                 }
                 Need::Capability(name) => (!plugin.capabilities.contains(*name))

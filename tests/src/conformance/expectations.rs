@@ -67,17 +67,10 @@ impl Expectations {
                 Verdict::Pass | Verdict::Skipped { .. } => None,
             })
             .collect();
-        let unexpected = failed
-            .iter()
-            .filter(|(id, _)| !self.reasons.contains_key(**id));
-        let vanished = self
-            .reasons
-            .keys()
-            .filter(|id| counts(id) && !failed.contains_key(&***id));
+        let unexpected = failed.iter().filter(|(id, _)| !self.reasons.contains_key(**id));
+        let vanished = self.reasons.keys().filter(|id| counts(id) && !failed.contains_key(&***id));
         Differences {
-            unexpected: unexpected
-                .map(|(id, reason)| format!("{id}: {reason}"))
-                .collect(),
+            unexpected: unexpected.map(|(id, reason)| format!("{id}: {reason}")).collect(),
             vanished: vanished.cloned().collect(),
         }
     }
@@ -98,10 +91,7 @@ impl fmt::Display for Differences {
 impl Differences {
     /// Whether the run agrees with the expectations.
     pub fn is_empty(&self) -> bool {
-        let Self {
-            unexpected,
-            vanished,
-        } = self;
+        let Self { unexpected, vanished } = self;
         unexpected.is_empty() && vanished.is_empty()
     }
 }
@@ -128,9 +118,7 @@ mod tests {
     }
 
     fn failed() -> Verdict {
-        Verdict::Fail {
-            reason: "wrong".to_owned(),
-        }
+        Verdict::Fail { reason: "wrong".to_owned() }
     }
 
     #[test]

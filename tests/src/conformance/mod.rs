@@ -59,30 +59,20 @@ impl Plugin {
     pub fn new(binary: impl Into<PathBuf>, conf: &Value) -> Result<Self> {
         let binary = binary.into();
         let conf = match conf.get("plugins") {
-            Some(plugins) => plugins
-                .get(0)
-                .context("the list of plugins is empty: name one")?,
+            Some(plugins) => plugins.get(0).context("the list of plugins is empty: name one")?,
             None => conf,
         };
         let Some(conf) = conf.as_object() else {
             bail!("the network configuration must be a JSON object, not {conf}");
         };
-        let declared = conf
-            .get("capabilities")
-            .and_then(Value::as_object)
-            .into_iter()
-            .flatten();
+        let declared = conf.get("capabilities").and_then(Value::as_object).into_iter().flatten();
         let capabilities = declared
             .filter(|(_, wanted)| **wanted == Value::Bool(true))
             .map(|(name, _)| name.clone())
             .collect();
         let ipam_type = conf.get("ipam").and_then(|ipam| ipam.get("type"));
         Ok(Self {
-            cni_path: binary
-                .parent()
-                .unwrap_or(Path::new("/"))
-                .display()
-                .to_string(),
+            cni_path: binary.parent().unwrap_or(Path::new("/")).display().to_string(),
             conf: conf.clone(),
             node: None,
             capabilities,
@@ -109,9 +99,7 @@ pub fn run_only(plugin: &Plugin, wanted: impl Fn(&Case) -> bool) -> Report {
     let selected = cases().into_iter().filter(wanted);
     Report {
         plugin: plugin.binary.clone(),
-        cases: selected
-            .map(|case| run_case(plugin, &supported, &case))
-            .collect(),
+        cases: selected.map(|case| run_case(plugin, &supported, &case)).collect(),
         supported_versions: supported,
     }
 }

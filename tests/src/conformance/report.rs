@@ -112,9 +112,7 @@ impl fmt::Display for CaseReport {
             }
             Verdict::Skipped { reason } => write!(f, "skip  {} ({reason})", self.id)?,
         }
-        self.notes
-            .iter()
-            .try_for_each(|note| write!(f, "\n      note:   {note}"))
+        self.notes.iter().try_for_each(|note| write!(f, "\n      note:   {note}"))
     }
 }
 
@@ -138,11 +136,7 @@ impl fmt::Display for Report {
 }
 
 fn write_counts(f: &mut fmt::Formatter<'_>, name: &str, counts: Counts) -> fmt::Result {
-    let Counts {
-        pass,
-        fail,
-        skipped,
-    } = counts;
+    let Counts { pass, fail, skipped } = counts;
     writeln!(f, "{name:<22}{pass:>6}{fail:>6}{skipped:>6}")
 }
 
@@ -152,23 +146,12 @@ mod tests {
 
     fn case(line: u8, verdict: Verdict) -> CaseReport {
         let (id, sentence) = (format!("b{line:02}-x"), "it works".to_owned());
-        CaseReport {
-            id,
-            line,
-            sentence,
-            verdict,
-            notes: Vec::new(),
-            took_ms: 1,
-        }
+        CaseReport { id, line, sentence, verdict, notes: Vec::new(), took_ms: 1 }
     }
 
     fn report() -> Report {
-        let failed = Verdict::Fail {
-            reason: "it does not".to_owned(),
-        };
-        let skipped = Verdict::Skipped {
-            reason: "no GC".to_owned(),
-        };
+        let failed = Verdict::Fail { reason: "it does not".to_owned() };
+        let skipped = Verdict::Skipped { reason: "no GC".to_owned() };
         Report {
             plugin: "/p".into(),
             supported_versions: vec!["1.0.0".to_owned()],
@@ -178,27 +161,11 @@ mod tests {
 
     #[test]
     fn every_case_is_counted_once_in_its_section_and_once_in_all() {
-        assert_eq!(
-            report().counts(),
-            Counts {
-                pass: 1,
-                fail: 1,
-                skipped: 1
-            }
-        );
+        assert_eq!(report().counts(), Counts { pass: 1, fail: 1, skipped: 1 });
         let table = report().to_string();
-        assert!(
-            table.contains("process contract           1     0     0"),
-            "{table}"
-        );
-        assert!(
-            table.contains("runtimeConfig, args        0     1     0"),
-            "{table}"
-        );
-        assert!(
-            table.contains("all                        1     1     1"),
-            "{table}"
-        );
+        assert!(table.contains("process contract           1     0     0"), "{table}");
+        assert!(table.contains("runtimeConfig, args        0     1     0"), "{table}");
+        assert!(table.contains("all                        1     1     1"), "{table}");
     }
 
     #[test]

@@ -99,13 +99,9 @@ impl StandInIpam {
         dirs.sort();
         let mut calls = Vec::new();
         for dir in dirs {
-            let env: Vec<String> = fs::read_to_string(dir.join("env"))?
-                .lines()
-                .map(str::to_owned)
-                .collect();
-            let verb = env
-                .iter()
-                .find_map(|line| line.strip_prefix("CNI_COMMAND="));
+            let env: Vec<String> =
+                fs::read_to_string(dir.join("env"))?.lines().map(str::to_owned).collect();
+            let verb = env.iter().find_map(|line| line.strip_prefix("CNI_COMMAND="));
             let verb = verb.unwrap_or_default().to_owned();
             let stdin = serde_json::from_slice(&fs::read(dir.join("stdin"))?).unwrap_or_default();
             if verb != "VERSION" {

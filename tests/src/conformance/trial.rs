@@ -78,11 +78,7 @@ impl<'a> Trial<'a> {
         version: &'static str,
     ) -> anyhow::Result<Self> {
         let node = node_of(plugin)?;
-        let links_before = plugin
-            .node
-            .as_ref()
-            .map(|_| link_names(&node))
-            .transpose()?;
+        let links_before = plugin.node.as_ref().map(|_| link_names(&node)).transpose()?;
         Ok(Self {
             plugin,
             supported,
@@ -100,21 +96,13 @@ impl<'a> Trial<'a> {
     /// A new container whose interface is to be `eth0`.
     pub fn container(&self) -> Checked<Arc<Container>> {
         let netns = Namespace::create("cni-pod")?;
-        Ok(self.keep(Container {
-            id: unique("kit"),
-            netns,
-            ifname: "eth0".to_owned(),
-        }))
+        Ok(self.keep(Container { id: unique("kit"), netns, ifname: "eth0".to_owned() }))
     }
 
     /// A second interface of the same container.
     pub fn second_interface(&self, of: &Container, ifname: &str) -> Arc<Container> {
         let netns = Namespace::existing(of.netns.path());
-        self.keep(Container {
-            id: of.id.clone(),
-            netns,
-            ifname: ifname.to_owned(),
-        })
+        self.keep(Container { id: of.id.clone(), netns, ifname: ifname.to_owned() })
     }
 
     fn keep(&self, container: Container) -> Arc<Container> {
@@ -129,9 +117,7 @@ impl<'a> Trial<'a> {
         let scratch = self.scratch.path().display().to_string();
         let mut conf = Value::Object(self.plugin.conf.clone());
         replace_in_strings(&mut conf, SCRATCH, &scratch);
-        let Value::Object(mut conf) = conf else {
-            unreachable!("an object stays an object")
-        };
+        let Value::Object(mut conf) = conf else { unreachable!("an object stays an object") };
         conf.remove("capabilities");
         conf.remove("cniVersions");
         conf.insert("name".to_owned(), json!(self.network));
@@ -178,10 +164,7 @@ impl<'a> Trial<'a> {
         if invocation.command.as_deref() == Some("ADD") {
             lock(&self.attachments).push(Attachment {
                 process_netns: Namespace::existing(netns.path()),
-                invocation: Invocation {
-                    command: Some("DEL".to_owned()),
-                    ..invocation.clone()
-                },
+                invocation: Invocation { command: Some("DEL".to_owned()), ..invocation.clone() },
             });
         }
         let outcome = invocation.run(&self.plugin.binary, Some(netns))?;
@@ -224,11 +207,7 @@ impl<'a> Trial<'a> {
 
 impl Drop for Trial<'_> {
     fn drop(&mut self) {
-        for Attachment {
-            process_netns,
-            invocation,
-        } in lock(&self.attachments).drain(..)
-        {
+        for Attachment { process_netns, invocation } in lock(&self.attachments).drain(..) {
             // Most are deleted already; whether DEL works is asked by cases of its own.
             let _ = invocation.run(&self.plugin.binary, Some(&process_netns));
         }
@@ -254,13 +233,8 @@ pub fn supported_versions(plugin: &Plugin) -> Vec<String> {
         stdin: br#"{"cniVersion":"1.0.0"}"#.to_vec(),
         ..Invocation::default()
     };
-    let answer = invocation
-        .run(&plugin.binary, Some(&node))
-        .ok()
-        .and_then(|outcome| outcome.json);
-    let list = answer
-        .as_ref()
-        .and_then(|answer| answer.get("supportedVersions")?.as_array());
+    let answer = invocation.run(&plugin.binary, Some(&node)).ok().and_then(|outcome| outcome.json);
+    let list = answer.as_ref().and_then(|answer| answer.get("supportedVersions")?.as_array());
     let versions = list.into_iter().flatten().filter_map(Value::as_str);
     versions.map(str::to_owned).collect()
 }
@@ -268,11 +242,7 @@ pub fn supported_versions(plugin: &Plugin) -> Vec<String> {
 /// The names of a node's links.
 pub fn link_names(node: &Namespace) -> anyhow::Result<Value> {
     let links = node.ip_json(&["link"])?;
-    let names = links
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|link| link.get("ifname").cloned());
+    let names = links.as_array().into_iter().flatten().map(|link| link.get("ifname").cloned());
     Ok(names.collect::<Option<Value>>().unwrap_or_default())
 }
 
@@ -297,12 +267,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 fn replace_in_strings(value: &mut Value, from: &str, to: &str) {
     match value {
         Value::String(text) => *text = text.replace(from, to),
-        Value::Array(items) => items
-            .iter_mut()
-            .for_each(|item| replace_in_strings(item, from, to)),
-        Value::Object(map) => map
-            .values_mut()
-            .for_each(|item| replace_in_strings(item, from, to)),
+        Value::Array(items) => items.iter_mut().for_each(|item| replace_in_strings(item, from, to)),
+        Value::Object(map) => map.values_mut().for_each(|item| replace_in_strings(item, from, to)),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
@@ -315,10 +281,7 @@ mod tests {
     fn the_scratch_directory_replaces_its_mark_at_any_depth() {
         let mut conf = json!({"a": ["{scratch}/x", 1], "b": {"c": "{scratch}"}, "{scratch}": null});
         replace_in_strings(&mut conf, SCRATCH, "/d");
-        assert_eq!(
-            conf,
-            json!({"a": ["/d/x", 1], "b": {"c": "/d"}, "{scratch}": null})
-        );
+        assert_eq!(conf, json!({"a": ["/d/x", 1], "b": {"c": "/d"}, "{scratch}": null}));
     }
 
     #[test]

@@ -24,10 +24,7 @@ fn numbers(version: &str) -> Option<Vec<u32>> {
 
 /// The newest version that both the kit and a plugin with this list speak.
 pub fn newest_common(supported: &[String]) -> Option<&'static str> {
-    SPOKEN
-        .into_iter()
-        .rev()
-        .find(|version| supported.iter().any(|other| other == version))
+    SPOKEN.into_iter().rev().find(|version| supported.iter().any(|other| other == version))
 }
 
 #[cfg(test)]

@@ -215,9 +215,9 @@ fn part(offset: usize, more: bool) -> Fragment {
 /// The sum of RFC 1071 over `bytes`, not complemented.
 #[must_use]
 pub fn ones_complement(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|pair| {
-        u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or_default())
-    });
+    let words = bytes
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or_default()));
     let mut sum: u32 = words.sum();
     while sum >> 16 != 0 {
         sum = (sum & 0xffff) + (sum >> 16);

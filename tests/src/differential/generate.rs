@@ -256,9 +256,10 @@ impl<'a> Generator<'a> {
                 [&[0, units as u8 * 2], &header[2..]].concat()
             }
             _ => {
+                // One PadN over all (RFC 8200 §4.2); Linux takes no longer one than this.
+                let units = units.saturating_sub(1);
                 let mut header = vec![0; (units + 1) * 8];
                 header[1] = units as u8;
-                // One PadN over all (RFC 8200 §4.2).
                 (header[2], header[3]) = (1, (units * 8 + 4) as u8);
                 header
             }
@@ -454,11 +455,8 @@ impl<'a> Generator<'a> {
         for _ in 0..=self.random.below(3) {
             let near = if self.random.chance(70) { 60.min(packet.len()) } else { packet.len() };
             let at = self.random.below(near);
-            let is_number = if packet[0] >> 4 == 4 {
-                matches!(at, 4..=5)
-            } else {
-                matches!(at, 1..=3)
-            };
+            let is_number =
+                if packet[0] >> 4 == 4 { matches!(at, 4..=5) } else { matches!(at, 1..=3) };
             // The version says where the number is.
             let is_version = at == 0;
             if is_version {

@@ -139,8 +139,12 @@ fn fault(
         _ => upper_sum(ip.source, ip.destination, protocol::ICMPV6, ip.upper),
     };
     let sender = match (ip.version, quote) {
-        (4, quote) => quote.get(12..16).map(|v4| IpAddr::from(<[u8; 4]>::try_from(v4).unwrap_or_default())),
-        (_, quote) => quote.get(8..24).map(|v6| IpAddr::from(<[u8; 16]>::try_from(v6).unwrap_or_default())),
+        (4, quote) => {
+            quote.get(12..16).map(|v4| IpAddr::from(<[u8; 4]>::try_from(v4).unwrap_or_default()))
+        }
+        (_, quote) => {
+            quote.get(8..24).map(|v6| IpAddr::from(<[u8; 16]>::try_from(v6).unwrap_or_default()))
+        }
     };
     if sum != 0xffff {
         Some("its checksum is wrong")
@@ -175,7 +179,7 @@ impl fmt::Debug for IcmpError {
 /// Bytes as a reader of packets wants them; the middle of long ones is left out.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
-    const SHOWN: usize = 160;
+    const SHOWN: usize = 64;
     let shown = &bytes[..bytes.len().min(SHOWN)];
     let lines = shown.chunks(16).map(|line| {
         let words: Vec<String> = line.iter().map(|byte| format!("{byte:02x}")).collect();

@@ -21,9 +21,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::plan::{
-    Link, MTU, Mac, PLACES, Place, Plan, ROUTER_V4, ROUTER_V6, mac_of, mac_text,
-};
+use super::plan::{Link, MTU, Mac, PLACES, Place, Plan, ROUTER_V4, ROUTER_V6, mac_of, mac_text};
 use super::station::Station;
 use crate::daemon::{
     NODE_V4, NODE_V6, Node, OUTSIDE_V4, OUTSIDE_V6, Setup, UPLINK_V4, UPLINK_V6, ip,
@@ -158,12 +156,8 @@ pub fn linux(plan: &Plan) -> Result<Oracle> {
         ip(&router, &format!("route add unreachable {cidr}"))?;
     }
     let start = |place: Place| Station::start(&places[place as usize], "eth0", LINUX_CPU);
-    let stations = [
-        start(Place::PodA)?,
-        start(Place::PodB)?,
-        start(Place::Node)?,
-        start(Place::Outside)?,
-    ];
+    let stations =
+        [start(Place::PodA)?, start(Place::PodB)?, start(Place::Node)?, start(Place::Outside)?];
     places.push(router);
     Ok(Oracle { stations, _namespaces: places })
 }

@@ -177,10 +177,13 @@ impl<'c> Kubelet<'c> {
         let Containerd { machine, .. } = self.0;
         let mut kill = self.0.ctr(KUBELET_NAMESPACE);
         output(kill.args(["task", "kill", "--signal", "SIGKILL", &container.name]))?;
-        // libcni keeps what it needs for DEL.
-        let cache = format!("cat /var/lib/cni/results/viaduct-{}-eth0", container.cni_id);
-        let cache: Value = serde_json::from_str(&machine.shell(&cache)?)?;
-        let netns = cache["netns"].as_str().context("libcni notes the namespace")?;
+        let mut info = self.0.ctr(KUBELET_NAMESPACE);
+        let info = output(info.args(["containers", "info", "--spec", &container.name]))?;
+        let spec: Value = serde_json::from_str(&info)?;
+        let mut namespaces = spec["linux"]["namespaces"].as_array().into_iter().flatten();
+        let network = namespaces.find(|namespace| namespace["type"] == "network");
+        let netns = network.and_then(|network| network["path"].as_str());
+        let netns = netns.with_context(|| format!("{} has a namespace", container.name))?;
         machine.shell(&format!("umount {netns} && rm {netns}")).map(drop)
     }
 

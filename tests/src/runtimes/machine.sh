@@ -31,7 +31,7 @@ fi
 # An image in the format of `docker save`, which every runtime reads.
 mkdir -p root/bin root/dev root/etc root/proc root/sys root/tmp
 cp "$(command -v busybox)" root/bin/busybox
-for applet in head ip nc netstat ping sha256sum sh sleep; do
+for applet in head ip mkfifo nc netstat ping rm sha256sum sh sleep tee; do
     ln -s busybox "root/bin/$applet"
 done
 chroot root /bin/sh -c : || { echo "busybox needs libraries: install busybox-static" >&2; exit 1; }

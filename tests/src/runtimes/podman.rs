@@ -48,6 +48,8 @@ impl<'m> Podman<'m> {
         command
             .args(["run", "--detach", "--pull", "never", "--name", name])
             .args(["--network", "viaduct", "--cgroup-parent", &self.machine.cgroup()])
+            // For ping; podman's own default goes without.
+            .args(["--cap-add", "NET_RAW"])
             .args(options)
             .arg(IMAGE);
         let cni_id = output(&mut command)?.trim().to_owned();

@@ -36,7 +36,9 @@ impl Capture {
         let stdout = tcpdump.stdout.take().context("stdout is piped")?;
         let (sender, lines) = channel();
         thread::spawn(move || {
-            let lines = BufReader::new(stdout).lines().map_while(Result::ok).collect();
+            // At its end it prints an empty line.
+            let lines = BufReader::new(stdout).lines().map_while(Result::ok);
+            let lines = lines.filter(|line| !line.is_empty()).collect();
             let _ = sender.send(lines); // nobody asks after a failure
         });
         let capture = Capture { tcpdump, lines };

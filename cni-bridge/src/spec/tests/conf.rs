@@ -29,21 +29,8 @@ fn keys_match_in_any_case_null_is_absence_and_unknown_keys_are_ignored() {
 
 #[test]
 fn input_that_is_no_object_is_code_6() {
-    for input in [
-        "",
-        " \n",
-        "[]",
-        "null",
-        "{",
-        "{}x",
-        "\u{feff}{}",
-        r#"{"name":"a""#,
-    ] {
-        assert_eq!(
-            NetConf::parse(input.as_bytes()).unwrap_err().code,
-            6,
-            "{input:?}"
-        );
+    for input in ["", " \n", "[]", "null", "{", "{}x", "\u{feff}{}", r#"{"name":"a""#] {
+        assert_eq!(NetConf::parse(input.as_bytes()).unwrap_err().code, 6, "{input:?}");
     }
     let deep = "[".repeat(1 << 16);
     assert_eq!(NetConf::parse(deep.as_bytes()).unwrap_err().code, 6);
@@ -52,11 +39,7 @@ fn input_that_is_no_object_is_code_6() {
 #[test]
 fn a_version_that_is_no_string_or_absent_is_code_1() {
     for input in [r#"{"name":"n"}"#, r#"{"name":"n","cniVersion":1}"#, "{}"] {
-        assert_eq!(
-            NetConf::parse(input.as_bytes()).unwrap_err().code,
-            1,
-            "{input}"
-        );
+        assert_eq!(NetConf::parse(input.as_bytes()).unwrap_err().code, 1, "{input}");
     }
 }
 
@@ -96,19 +79,11 @@ fn names_have_the_alphabet_of_the_specification() {
 fn gc_tells_an_absent_list_from_an_empty_one() {
     let list = |extra| conf(extra).unwrap().valid_attachments();
     assert_eq!(list(json!({})).unwrap_err().code, 7);
-    assert_eq!(
-        list(json!({"cni.dev/valid-attachments": null}))
-            .unwrap_err()
-            .code,
-        7
-    );
+    assert_eq!(list(json!({"cni.dev/valid-attachments": null})).unwrap_err().code, 7);
     assert_eq!(list(json!({"cni.dev/valid-attachments": []})), Ok(vec![]));
     let one = json!([{"containerID": "c", "ifname": "eth0"}]);
     let pair = ("c".to_owned(), "eth0".to_owned());
-    assert_eq!(
-        list(json!({"cni.dev/valid-attachments": one})),
-        Ok(vec![pair.clone()])
-    );
+    assert_eq!(list(json!({"cni.dev/valid-attachments": one})), Ok(vec![pair.clone()]));
     assert_eq!(list(json!({"cni.dev/attachments": one})), Ok(vec![pair]));
     let both = json!({"cni.dev/valid-attachments": [], "cni.dev/attachments": one});
     assert_eq!(list(both), Ok(vec![]), "the name of the specification wins");
@@ -116,13 +91,7 @@ fn gc_tells_an_absent_list_from_an_empty_one() {
 
 #[test]
 fn gc_removes_nothing_over_a_malformed_list() {
-    for entries in [
-        json!({}),
-        json!("c"),
-        json!([1]),
-        json!([{"containerID": "c"}]),
-        json!([{}]),
-    ] {
+    for entries in [json!({}), json!("c"), json!([1]), json!([{"containerID": "c"}]), json!([{}])] {
         let conf = conf(json!({"cni.dev/valid-attachments": entries})).unwrap();
         assert_eq!(conf.valid_attachments().unwrap_err().code, 7, "{entries}");
     }

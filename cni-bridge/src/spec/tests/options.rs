@@ -24,10 +24,7 @@ fn nothing_asked_for_is_nothing() {
     assert_eq!(runtime(nulls), Ok(AddOptions::default()));
     let nulls = json!({"runtimeConfig": null, "args": null, "mtu": null});
     assert_eq!(options(nulls, ""), Ok(AddOptions::default()));
-    assert_eq!(
-        options(json!({"args": {"cni": null}}), ""),
-        Ok(AddOptions::default())
-    );
+    assert_eq!(options(json!({"args": {"cni": null}}), ""), Ok(AddOptions::default()));
 }
 
 #[test]
@@ -37,28 +34,15 @@ fn addresses_come_from_the_strongest_place_that_has_any() {
         "args": {"cni": {"ips": ["10.0.0.2"]}},
     });
     let args = "IP=10.0.0.3,fd00::3/64";
-    assert_eq!(
-        options(everywhere, args).unwrap().ips,
-        addresses(&["10.0.0.1", "fd00::1"])
-    );
+    assert_eq!(options(everywhere, args).unwrap().ips, addresses(&["10.0.0.1", "fd00::1"]));
     let weaker = json!({"runtimeConfig": {"ips": []}, "args": {"cni": {"IPs": ["10.0.0.2"]}}});
     assert_eq!(options(weaker, args).unwrap().ips, addresses(&["10.0.0.2"]));
-    assert_eq!(
-        options(json!({}), args).unwrap().ips,
-        addresses(&["10.0.0.3", "fd00::3"])
-    );
+    assert_eq!(options(json!({}), args).unwrap().ips, addresses(&["10.0.0.3", "fd00::3"]));
 }
 
 #[test]
 fn an_address_that_is_none_is_refused_and_named() {
-    for text in [
-        "10.0.0.256",
-        "10.0.0.1/33",
-        "10.0.0.1/+8",
-        "10.0.0.1/",
-        "",
-        "pod",
-    ] {
+    for text in ["10.0.0.256", "10.0.0.1/33", "10.0.0.1/+8", "10.0.0.1/", "", "pod"] {
         let error = runtime(json!({"ips": [text]})).unwrap_err();
         assert_eq!(error.code, 7, "{text}");
         assert!(error.msg.contains("runtimeConfig.ips"), "{}", error.msg);
@@ -70,10 +54,7 @@ fn an_address_that_is_none_is_refused_and_named() {
 #[test]
 fn a_mac_is_normalised_and_one_that_no_pod_may_have_is_refused() {
     let mac = |text: &str| runtime(json!({"mac": text})).map(|options| options.mac);
-    assert_eq!(
-        mac("0A-58-0a-F4-01-05"),
-        Ok(Some("0a:58:0a:f4:01:05".to_owned()))
-    );
+    assert_eq!(mac("0A-58-0a-F4-01-05"), Ok(Some("0a:58:0a:f4:01:05".to_owned())));
     assert_eq!(mac(""), Ok(None));
     for text in [
         "02:58:0a:f4:01:05", // reserved for what the pod's kernel knows
@@ -89,12 +70,7 @@ fn a_mac_is_normalised_and_one_that_no_pod_may_have_is_refused() {
     }
     let args = options(json!({}), "MAC=0a:00:00:00:00:01").unwrap();
     assert_eq!(args.mac.as_deref(), Some("0a:00:00:00:00:01"));
-    assert_eq!(
-        options(json!({}), "MAC=02:00:00:00:00:01")
-            .unwrap_err()
-            .code,
-        4
-    );
+    assert_eq!(options(json!({}), "MAC=02:00:00:00:00:01").unwrap_err().code, 4);
 }
 
 #[test]
@@ -116,11 +92,7 @@ fn ranges_are_a_list_of_lists() {
         json!([[{"subnet": "10.1.0.0/16", "rangeStart": "x"}]]),
         json!([["10.1.0.0/16"]]),
     ] {
-        assert_eq!(
-            runtime(json!({"ipRanges": bad})).unwrap_err().code,
-            7,
-            "{bad}"
-        );
+        assert_eq!(runtime(json!({"ipRanges": bad})).unwrap_err().code, 7, "{bad}");
     }
 }
 
@@ -129,14 +101,7 @@ fn the_mtu_is_bounded_on_both_sides() {
     for (mtu, wanted) in [(json!(1280), 1280), (json!(65535), 65535)] {
         assert_eq!(options(json!({"mtu": mtu}), "").unwrap().mtu, Some(wanted));
     }
-    for mtu in [
-        json!(1279),
-        json!(65536),
-        json!(-1),
-        json!(1500.5),
-        json!("1500"),
-        json!(0),
-    ] {
+    for mtu in [json!(1279), json!(65536), json!(-1), json!(1500.5), json!("1500"), json!(0)] {
         let error = options(json!({"mtu": mtu}), "").unwrap_err();
         assert_eq!(error.code, 7, "{mtu}");
         assert!(error.msg.contains("mtu") && error.msg.contains(&mtu.to_string()));
@@ -148,11 +113,7 @@ fn a_host_port_is_refused_by_key_and_value_but_an_entry_without_one_is_nothing()
     let mapping = |port: Value| json!({"portMappings": [{"containerPort": 80, "hostPort": port}]});
     let error = runtime(mapping(json!(8080))).unwrap_err();
     assert_eq!(error.code, code::UNSUPPORTED_FIELD);
-    assert!(
-        error.msg.contains("portMappings") && error.msg.contains("8080"),
-        "{}",
-        error.msg
-    );
+    assert!(error.msg.contains("portMappings") && error.msg.contains("8080"), "{}", error.msg);
     let folded = json!({"PortMappings": [{"HostPort": 80}]});
     assert_eq!(runtime(folded).unwrap_err().code, code::UNSUPPORTED_FIELD);
     assert!(runtime(mapping(json!(0))).is_ok());
@@ -166,11 +127,7 @@ fn a_rate_is_refused_by_key_and_value_wherever_it_stands() {
     let refused = |extra: Value, key: &str| {
         let error = options(extra, "").unwrap_err();
         assert_eq!(error.code, code::UNSUPPORTED_FIELD);
-        assert!(
-            error.msg.contains(key) && error.msg.contains("1000"),
-            "{}",
-            error.msg
-        );
+        assert!(error.msg.contains(key) && error.msg.contains("1000"), "{}", error.msg);
     };
     let capability = |key: &str| json!({"runtimeConfig": {"bandWidth": {key: 1000}}});
     refused(capability("ingressRate"), "ingressRate");
@@ -186,9 +143,6 @@ fn a_rate_is_refused_by_key_and_value_wherever_it_stands() {
 fn cni_args_are_read_leniently() {
     let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;nonsense;;K8S_POD_NAME=pod=x;FOO=;IP=";
     let options = options(json!({}), args).unwrap();
-    assert_eq!(
-        (options.pod_namespace.as_str(), options.pod_name.as_str()),
-        ("ns", "pod=x")
-    );
+    assert_eq!((options.pod_namespace.as_str(), options.pod_name.as_str()), ("ns", "pod=x"));
     assert!(options.ips.is_empty());
 }

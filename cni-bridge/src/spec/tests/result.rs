@@ -34,15 +34,9 @@ fn full() -> CniResult {
     };
     CniResult {
         interfaces: vec![host, container],
-        ips: vec![
-            ip("10.244.1.5/24", "169.254.1.1"),
-            ip("fd00::5/64", "fe80::1"),
-        ],
+        ips: vec![ip("10.244.1.5/24", "169.254.1.1"), ip("fd00::5/64", "fe80::1")],
         routes: vec![route],
-        dns: Dns {
-            nameservers: vec!["10.96.0.10".to_owned()],
-            ..Dns::default()
-        },
+        dns: Dns { nameservers: vec!["10.96.0.10".to_owned()], ..Dns::default() },
     }
 }
 
@@ -97,15 +91,9 @@ fn versions_before_1_0_0_name_the_family_of_each_address() {
 
 #[test]
 fn empty_dns_is_left_out_since_1_0_0_and_an_empty_object_before() {
-    let result = CniResult {
-        dns: Dns::default(),
-        ..full()
-    };
+    let result = CniResult { dns: Dns::default(), ..full() };
     assert_eq!(result.render(CniVersion::V1_0_0).get("dns"), None);
-    assert_eq!(
-        result.render(CniVersion::V0_4_0).get("dns"),
-        Some(&json!({}))
-    );
+    assert_eq!(result.render(CniVersion::V0_4_0).get("dns"), Some(&json!({})));
 }
 
 #[test]
@@ -122,19 +110,10 @@ fn what_is_written_is_read_back_in_every_version() {
 #[test]
 fn nulls_absent_lists_and_an_absent_version_are_read() {
     let value = json!({"interfaces": null, "ips": null, "routes": null, "dns": null});
-    assert_eq!(
-        CniResult::from_value(&value, "it"),
-        Ok(CniResult::default())
-    );
-    assert_eq!(
-        CniResult::from_value(&json!({}), "it"),
-        Ok(CniResult::default())
-    );
+    assert_eq!(CniResult::from_value(&value, "it"), Ok(CniResult::default()));
+    assert_eq!(CniResult::from_value(&json!({}), "it"), Ok(CniResult::default()));
     let value = json!({"dns": {"nameservers": null, "domain": null, "search": ["a"]}});
-    assert_eq!(
-        CniResult::from_value(&value, "it").unwrap().dns.search,
-        ["a"]
-    );
+    assert_eq!(CniResult::from_value(&value, "it").unwrap().dns.search, ["a"]);
 }
 
 #[test]
@@ -167,20 +146,9 @@ fn a_malformed_result_is_code_6() {
 
 #[test]
 fn a_prefix_length_fits_its_family() {
-    assert_eq!(
-        parse_cidr("10.0.0.1/32"),
-        Some(("10.0.0.1".parse().unwrap(), 32))
-    );
+    assert_eq!(parse_cidr("10.0.0.1/32"), Some(("10.0.0.1".parse().unwrap(), 32)));
     assert_eq!(parse_cidr("::1/128"), Some(("::1".parse().unwrap(), 128)));
-    for text in [
-        "10.0.0.1/33",
-        "::1/129",
-        "10.0.0.1",
-        "10.0.0.1/-1",
-        "/8",
-        "10.0.0.1/8/8",
-        "a/8",
-    ] {
+    for text in ["10.0.0.1/33", "::1/129", "10.0.0.1", "10.0.0.1/-1", "/8", "10.0.0.1/8/8", "a/8"] {
         assert_eq!(parse_cidr(text), None, "{text}");
     }
 }

@@ -4,10 +4,7 @@ use super::*;
 
 #[test]
 fn every_version_from_0_3_0_to_1_1_0_is_spoken() {
-    assert_eq!(
-        CniVersion::names(),
-        ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
-    );
+    assert_eq!(CniVersion::names(), ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]);
     for version in CniVersion::ALL {
         assert_eq!(CniVersion::negotiate(Some(version.as_str())), Ok(version));
     }
@@ -18,15 +15,8 @@ fn every_version_from_0_3_0_to_1_1_0_is_spoken() {
 fn an_old_unknown_or_absent_version_is_refused_with_both_sides_named() {
     for asked in ["0.1.0", "0.2.0", "1.2.0", "1.1", "", "1.0.0 "] {
         let error = CniVersion::negotiate(Some(asked)).unwrap_err();
-        assert_eq!(
-            (error.code, error.msg.as_str()),
-            (1, "incompatible CNI versions")
-        );
-        assert!(
-            error.details.contains(&format!("{asked:?}")),
-            "{}",
-            error.details
-        );
+        assert_eq!((error.code, error.msg.as_str()), (1, "incompatible CNI versions"));
+        assert!(error.details.contains(&format!("{asked:?}")), "{}", error.details);
         assert!(error.details.contains("\"0.3.0\""), "{}", error.details);
         assert!(error.details.contains("\"1.1.0\""), "{}", error.details);
     }
@@ -48,9 +38,7 @@ fn a_verb_is_refused_for_configurations_older_than_itself() {
 
 #[test]
 fn an_error_object_has_the_keys_of_the_specification() {
-    let error = CniError::new(7, "no")
-        .with_details("because")
-        .with_details("and");
+    let error = CniError::new(7, "no").with_details("because").with_details("and");
     let golden = json!({"cniVersion": "0.4.0", "code": 7, "msg": "no", "details": "because; and"});
     assert_eq!(error.render(CniVersion::V0_4_0), golden);
     let golden = json!({"cniVersion": "1.1.0", "code": 7, "msg": "no"});

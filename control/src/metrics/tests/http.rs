@@ -28,13 +28,7 @@ impl Bench {
         let any = "127.0.0.1:0".parse().expect("an address");
         let server =
             MetricsServer::bind(any, poll.registry(), Token(7), TOKENS).expect("a free port");
-        Bench {
-            server,
-            poll,
-            events: Events::with_capacity(16),
-            ready: true,
-            asked: Vec::new(),
-        }
+        Bench { server, poll, events: Events::with_capacity(16), ready: true, asked: Vec::new() }
     }
 
     fn connect(&self) -> TcpStream {
@@ -45,16 +39,8 @@ impl Bench {
     }
 
     fn turn(&mut self, wait: Duration) {
-        self.poll
-            .poll(&mut self.events, Some(wait))
-            .expect("the poll works");
-        let Bench {
-            server,
-            events,
-            ready,
-            asked,
-            ..
-        } = self;
+        self.poll.poll(&mut self.events, Some(wait)).expect("the poll works");
+        let Bench { server, events, ready, asked, .. } = self;
         for event in &*events {
             server.on_event(event.token(), Instant::now(), &mut |page| {
                 asked.push(page);
@@ -108,15 +94,9 @@ fn serves_the_page_whole_and_closes() {
         let reply = bench.get(target);
         let (head, body) = reply.split_once("\r\n\r\n").expect("a head and a body");
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
-        assert!(
-            head.contains("Content-Type: text/plain; version=0.0.4"),
-            "{head}"
-        );
+        assert!(head.contains("Content-Type: text/plain; version=0.0.4"), "{head}");
         assert!(head.contains("Connection: close"), "{head}");
-        assert!(
-            head.contains(&format!("Content-Length: {}", body.len())),
-            "{head}"
-        );
+        assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
         assert_eq!(body.len(), 20_000 * "viaduct_ready 1\n".len());
     }
     assert_eq!(bench.asked, [Page::Metrics, Page::Metrics]);
@@ -128,10 +108,7 @@ fn an_address_in_use_is_an_error_that_names_it() {
     let address = bench.server.local_addr().expect("it has one");
     let refused = MetricsServer::bind(address, bench.poll.registry(), Token(8), 200..210);
     let error = refused.expect_err("it is in use").to_string();
-    assert!(
-        error.contains(&address.to_string()) && error.contains("[daemon] metrics"),
-        "{error}"
-    );
+    assert!(error.contains(&address.to_string()) && error.contains("[daemon] metrics"), "{error}");
 }
 
 #[test]
@@ -141,10 +118,7 @@ fn health_and_readiness_differ_when_something_is_amiss() {
     bench.ready = false;
     assert!(bench.get("/healthz").starts_with("HTTP/1.1 200 OK\r\n"));
     let unready = bench.get("/readyz");
-    assert!(
-        unready.starts_with("HTTP/1.1 503 Service Unavailable\r\n"),
-        "{unready}"
-    );
+    assert!(unready.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{unready}");
     assert!(unready.ends_with("\r\n\r\nworker 0 hangs\n"), "{unready}");
 }
 
@@ -152,16 +126,10 @@ fn health_and_readiness_differ_when_something_is_amiss() {
 fn other_paths_and_methods_are_refused_without_asking_the_daemon() {
     let mut bench = Bench::new();
     for target in ["/", "/metrics/", "/metricsx", "//metrics"] {
-        assert!(
-            bench.get(target).starts_with("HTTP/1.1 404 Not Found\r\n"),
-            "{target}"
-        );
+        assert!(bench.get(target).starts_with("HTTP/1.1 404 Not Found\r\n"), "{target}");
     }
     let posted = bench.exchange(b"POST /metrics HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello");
-    assert!(
-        posted.starts_with("HTTP/1.1 405 Method Not Allowed\r\n"),
-        "{posted}"
-    );
+    assert!(posted.starts_with("HTTP/1.1 405 Method Not Allowed\r\n"), "{posted}");
     assert!(posted.contains("\r\nAllow: GET\r\n"), "{posted}");
     assert!(bench.asked.is_empty());
 }
@@ -169,18 +137,11 @@ fn other_paths_and_methods_are_refused_without_asking_the_daemon() {
 #[test]
 fn garbage_is_refused_with_a_sentence() {
     let mut bench = Bench::new();
-    let garbage: [&[u8]; 4] = [
-        b"\x16\x03\x01\x02\x00\x01",
-        b"GET\r\n\r\n",
-        b"GET / HTTP/9.9\r\n\r\n",
-        b"GET / \0\r\n",
-    ];
+    let garbage: [&[u8]; 4] =
+        [b"\x16\x03\x01\x02\x00\x01", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET / \0\r\n"];
     for request in garbage {
         let reply = bench.exchange(request);
-        assert!(
-            reply.starts_with("HTTP/1.1 400 Bad Request\r\n"),
-            "{request:?}: {reply}"
-        );
+        assert!(reply.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{request:?}: {reply}");
     }
     assert!(bench.asked.is_empty());
 }
@@ -227,11 +188,7 @@ fn a_slow_request_is_closed_at_its_deadline() {
     let deadline = bench.server.next_deadline().expect("somebody is to hurry");
     peer.write_all(b"rics").expect("the socket takes it");
     bench.settle();
-    assert_eq!(
-        bench.server.next_deadline(),
-        Some(deadline),
-        "a byte prolongs nothing"
-    );
+    assert_eq!(bench.server.next_deadline(), Some(deadline), "a byte prolongs nothing");
     bench.server.expire(deadline - Duration::from_millis(1));
     assert!(bench.server.next_deadline().is_some());
     bench.server.expire(deadline);
@@ -246,8 +203,7 @@ fn a_peer_that_never_reads_its_page_is_closed_at_its_deadline() {
     let mut peers = Vec::new();
     for _ in 0..8 {
         let mut peer = bench.connect();
-        peer.write_all(b"GET /metrics HTTP/1.1\r\n\r\n")
-            .expect("the socket takes it");
+        peer.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").expect("the socket takes it");
         bench.settle();
         peers.push(peer);
     }

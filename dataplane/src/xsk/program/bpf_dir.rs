@@ -21,10 +21,7 @@ const MOUNTS_OF_PID_1: &str = "/proc/1/mountinfo";
 /// and this proves less: give it the host's /sys/fs/bpf.
 pub(super) fn prepare(path: &Path) -> Result<(), ProgramError> {
     let not_bpffs = || ProgramError::NotBpffs { path: path.into() };
-    let error = |source| ProgramError::Directory {
-        path: path.into(),
-        source,
-    };
+    let error = |source| ProgramError::Directory { path: path.into(), source };
     // Looked at before anything is made: a folder left on the wrong filesystem would be litter.
     let existing = path.ancestors().find(|folder| folder.is_dir());
     let existing = existing.ok_or_else(not_bpffs)?;
@@ -42,10 +39,7 @@ pub(super) fn prepare(path: &Path) -> Result<(), ProgramError> {
 /// Creates a folder that only root enters, with its parents; one that exists stays as it is.
 pub(super) fn create(path: &Path) -> Result<(), ProgramError> {
     let created = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    created.map_err(|source| ProgramError::Directory {
-        path: path.into(),
-        source,
-    })
+    created.map_err(|source| ProgramError::Directory { path: path.into(), source })
 }
 
 /// Each mounted bpffs is a filesystem of its own, with a device number of its own.
@@ -57,7 +51,5 @@ fn is_mounted_for_pid_1(device: u64) -> Result<bool, ProgramError> {
     })?;
     let wanted = format!("{}:{}", major(device), minor(device));
     // The third field of a line is the device number.
-    Ok(mounts
-        .lines()
-        .any(|line| line.split(' ').nth(2) == Some(&wanted)))
+    Ok(mounts.lines().any(|line| line.split(' ').nth(2) == Some(&wanted)))
 }

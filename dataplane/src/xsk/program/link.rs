@@ -22,11 +22,7 @@ pub(super) fn attach(pin: &Path, ifindex: u32, program: &Program<'_>) -> Result<
     }
     detach(pin)?;
 
-    let error = |source| ProgramError::Attach {
-        ifindex,
-        pin: pin.into(),
-        source,
-    };
+    let error = |source| ProgramError::Attach { ifindex, pin: pin.into(), source };
     let device = i32::try_from(ifindex).map_err(|_| error(io::ErrorKind::InvalidInput.into()))?;
     let link = match create(program.as_fd(), device) {
         Ok(link) => link,
@@ -34,11 +30,7 @@ pub(super) fn attach(pin: &Path, ifindex: u32, program: &Program<'_>) -> Result<
         // one in native mode.
         Err(busy) if matches!(busy.raw_os_error(), Some(libc::EBUSY | libc::EEXIST)) => {
             let program_id = running_program(program.as_fd(), device);
-            return Err(ProgramError::Occupied {
-                ifindex,
-                program_id,
-                pin: pin.into(),
-            });
+            return Err(ProgramError::Occupied { ifindex, program_id, pin: pin.into() });
         }
         Err(source) => return Err(error(source)),
     };
@@ -56,10 +48,9 @@ pub(super) fn detach(pin: &Path) -> Result<(), ProgramError> {
         tracing::debug!("detach link {}: {error:#}", pin.display());
     }
     match fs::remove_file(pin) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ProgramError::Detach {
-            pin: pin.into(),
-            source,
-        }),
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(ProgramError::Detach { pin: pin.into(), source })
+        }
         _ => Ok(()),
     }
 }
@@ -78,10 +69,7 @@ fn adopt(pin: &Path, ifindex: u32, program: &Program<'_>) -> Result<bool, Progra
     match link.update_prog(program) {
         Ok(()) => Ok(true),
         // Never detach a live device for a failed update: its packets would pass unchecked.
-        Err(source) => Err(ProgramError::Update {
-            pin: pin.into(),
-            source,
-        }),
+        Err(source) => Err(ProgramError::Update { pin: pin.into(), source }),
     }
 }
 
@@ -89,12 +77,7 @@ fn adopt(pin: &Path, ifindex: u32, program: &Program<'_>) -> Result<bool, Progra
 fn running_program(program: BorrowedFd<'_>, device: i32) -> u32 {
     let ids = Xdp::new(program).query(device, XdpFlags::NONE);
     ids.map_or(0, |ids| {
-        let ids = [
-            ids.prog_id,
-            ids.skb_prog_id,
-            ids.drv_prog_id,
-            ids.hw_prog_id,
-        ];
+        let ids = [ids.prog_id, ids.skb_prog_id, ids.drv_prog_id, ids.hw_prog_id];
         ids.into_iter().find(|&id| id != 0).unwrap_or(0)
     })
 }

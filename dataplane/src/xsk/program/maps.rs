@@ -74,13 +74,7 @@ const SOURCE_LEN: usize = 24;
 
 impl PortEntry {
     fn encode(&self) -> [u8; PORT_LEN] {
-        let PortEntry {
-            slot,
-            worker,
-            fallback,
-            mac,
-            kind,
-        } = *self;
+        let PortEntry { slot, worker, fallback, mac, kind } = *self;
         let action = match fallback {
             Fallback::Pass => XDP_PASS,
             Fallback::Drop => XDP_DROP,
@@ -105,17 +99,9 @@ impl PortEntry {
         PortEntry {
             slot: word(bytes, 0),
             worker: word(bytes, 4),
-            fallback: if action == XDP_PASS {
-                Fallback::Pass
-            } else {
-                Fallback::Drop
-            },
+            fallback: if action == XDP_PASS { Fallback::Pass } else { Fallback::Drop },
             mac,
-            kind: if bytes[18] == 1 {
-                PortKind::Node
-            } else {
-                PortKind::Pod
-            },
+            kind: if bytes[18] == 1 { PortKind::Node } else { PortKind::Pod },
         }
     }
 }
@@ -264,11 +250,7 @@ impl Programs {
         let count = |(index, name): (u32, &&'static str)| {
             let found = map.lookup_percpu(&index.to_ne_bytes(), MapFlags::ANY);
             let cores = found.map_err(|source| map_error(map, "read", source))?;
-            let sum = cores
-                .unwrap_or_default()
-                .iter()
-                .map(|core| count_of_core(core))
-                .sum();
+            let sum = cores.unwrap_or_default().iter().map(|core| count_of_core(core)).sum();
             Ok((*name, sum))
         };
         (0..).zip(&OUTCOMES).map(count).collect()
@@ -276,8 +258,7 @@ impl Programs {
 }
 
 fn update(map: &MapHandle, key: &[u8], value: &[u8]) -> Result<(), ProgramError> {
-    map.update(key, value, MapFlags::ANY)
-        .map_err(|source| map_error(map, "write to", source))
+    map.update(key, value, MapFlags::ANY).map_err(|source| map_error(map, "write to", source))
 }
 
 fn delete(map: &MapHandle, key: &[u8]) -> Result<(), ProgramError> {
@@ -296,12 +277,7 @@ fn set_xsk(map: &MapHandle, key: u32, socket: BorrowedFd<'_>) -> Result<(), Prog
 
 fn map_error(map: &MapHandle, operation: &'static str, source: libbpf_rs::Error) -> ProgramError {
     let name = map.name().to_string_lossy().into_owned();
-    ProgramError::Map {
-        map: name,
-        entries: map.max_entries(),
-        operation,
-        source,
-    }
+    ProgramError::Map { map: name, entries: map.max_entries(), operation, source }
 }
 
 /// The keys of a worker's sentinels. A worker that cannot be ends beyond the map and is refused.
@@ -348,13 +324,7 @@ mod tests {
         for fallback in [Fallback::Pass, Fallback::Drop] {
             for kind in [PortKind::Pod, PortKind::Node] {
                 let mac = [0xaa, 1, 2, 3, 4, 5];
-                let entry = PortEntry {
-                    slot: 7,
-                    worker: 3,
-                    fallback,
-                    mac,
-                    kind,
-                };
+                let entry = PortEntry { slot: 7, worker: 3, fallback, mac, kind };
                 assert_eq!(PortEntry::decode(&entry.encode()), entry);
             }
         }
@@ -363,10 +333,7 @@ mod tests {
     #[test]
     fn an_entry_with_unknown_bytes_is_a_pod_that_drops() {
         let entry = PortEntry::decode(&[0xff; PORT_LEN]);
-        assert_eq!(
-            (entry.fallback, entry.kind),
-            (Fallback::Drop, PortKind::Pod)
-        );
+        assert_eq!((entry.fallback, entry.kind), (Fallback::Drop, PortKind::Pod));
     }
 
     #[test]

@@ -15,52 +15,44 @@ pub fn cases() -> Vec<Case> {
     let mut cases = tolerant();
     cases.extend(tolerant_of_loss());
     cases.extend([
-        case("b27-removes-everything")
-            .says("DEL leaves both sides as before ADD")
-            .ask(|t| {
-                let container = t.container()?;
-                let before = Snapshot::of(&t.node, &container)?;
-                let result = t.add(&container)?;
-                t.del(&container, &result)?;
-                before.holds_again(&t.node, &container)
-            }),
-        case("b29-two-interfaces")
-            .says("DEL of one interface spares the other")
-            .ask(|t| {
-                let (first, kept) = attached(t)?;
-                let second = t.second_interface(&first, "eth1");
-                let result = t.add(&second)?;
-                t.del(&second, &result)?;
-                interface_goes(&second)?;
-                is_in_place(&kept, &first)
-            }),
+        case("b27-removes-everything").says("DEL leaves both sides as before ADD").ask(|t| {
+            let container = t.container()?;
+            let before = Snapshot::of(&t.node, &container)?;
+            let result = t.add(&container)?;
+            t.del(&container, &result)?;
+            before.holds_again(&t.node, &container)
+        }),
+        case("b29-two-interfaces").says("DEL of one interface spares the other").ask(|t| {
+            let (first, kept) = attached(t)?;
+            let second = t.second_interface(&first, "eth1");
+            let result = t.add(&second)?;
+            t.del(&second, &result)?;
+            interface_goes(&second)?;
+            is_in_place(&kept, &first)
+        }),
         case("b29-similar-ids")
             .says("long ids that differ at the end do not collide")
             .ask(similar_ids),
-        case("b29-other-container")
-            .says("DEL spares other containers")
-            .ask(|t| {
-                let (one, result) = attached(t)?;
-                let (other, kept) = attached(t)?;
-                t.del(&one, &result)?;
-                interface_goes(&one)?;
-                is_in_place(&kept, &other)
-            }),
-        case("b31-older-sandbox")
-            .says("DEL of a pod's old sandbox spares the new one")
-            .ask(|t| {
-                let pod = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web";
-                let (old, new) = (t.container()?, t.container()?);
-                let as_pod = |verb: &str, container: &Container| {
-                    let mut call = t.invocation(verb, container, &t.conf());
-                    call.set("CNI_ARGS", Some(pod));
-                    t.ask(&call)
-                };
-                answer::result(&as_pod("ADD", &old)?, "ADD of the old sandbox")?;
-                let kept = answer::result(&as_pod("ADD", &new)?, "ADD of the new sandbox")?;
-                answer::silent(&as_pod("DEL", &old)?, "DEL of the old sandbox")?;
-                is_in_place(&kept, &new)
-            }),
+        case("b29-other-container").says("DEL spares other containers").ask(|t| {
+            let (one, result) = attached(t)?;
+            let (other, kept) = attached(t)?;
+            t.del(&one, &result)?;
+            interface_goes(&one)?;
+            is_in_place(&kept, &other)
+        }),
+        case("b31-older-sandbox").says("DEL of a pod's old sandbox spares the new one").ask(|t| {
+            let pod = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web";
+            let (old, new) = (t.container()?, t.container()?);
+            let as_pod = |verb: &str, container: &Container| {
+                let mut call = t.invocation(verb, container, &t.conf());
+                call.set("CNI_ARGS", Some(pod));
+                t.ask(&call)
+            };
+            answer::result(&as_pod("ADD", &old)?, "ADD of the old sandbox")?;
+            let kept = answer::result(&as_pod("ADD", &new)?, "ADD of the new sandbox")?;
+            answer::silent(&as_pod("DEL", &old)?, "DEL of the old sandbox")?;
+            is_in_place(&kept, &new)
+        }),
     ]);
     cases
 }
@@ -68,34 +60,28 @@ pub fn cases() -> Vec<Case> {
 /// Line 27: what may be missing of the call.
 fn tolerant() -> Vec<Case> {
     vec![
-        case("b27-before-add")
-            .says("DEL of a container never added succeeds")
-            .ask(|t| {
-                let container = t.container()?;
-                let before = Snapshot::of(&t.node, &container)?;
-                del(t, &container, &t.conf())?;
-                before.holds_again(&t.node, &container)
-            }),
+        case("b27-before-add").says("DEL of a container never added succeeds").ask(|t| {
+            let container = t.container()?;
+            let before = Snapshot::of(&t.node, &container)?;
+            del(t, &container, &t.conf())?;
+            before.holds_again(&t.node, &container)
+        }),
         case("b27-twice").says("a second DEL succeeds").ask(|t| {
             let (container, result) = attached(t)?;
             t.del(&container, &result)?;
             t.del(&container, &result)
         }),
-        case("b27-without-prev-result")
-            .says("DEL needs no prevResult")
-            .ask(|t| {
-                let (container, _) = attached(t)?;
-                del(t, &container, &t.conf())?;
-                interface_goes(&container)
-            }),
-        case("b27-empty-prev-result")
-            .says("DEL survives a prevResult without content")
-            .ask(|t| {
-                let (container, _) = attached(t)?;
-                let empty = json!({"prevResult": {"cniVersion": t.version}});
-                del(t, &container, &t.conf_with(empty))?;
-                interface_goes(&container)
-            }),
+        case("b27-without-prev-result").says("DEL needs no prevResult").ask(|t| {
+            let (container, _) = attached(t)?;
+            del(t, &container, &t.conf())?;
+            interface_goes(&container)
+        }),
+        case("b27-empty-prev-result").says("DEL survives a prevResult without content").ask(|t| {
+            let (container, _) = attached(t)?;
+            let empty = json!({"prevResult": {"cniVersion": t.version}});
+            del(t, &container, &t.conf_with(empty))?;
+            interface_goes(&container)
+        }),
     ]
 }
 
@@ -108,41 +94,35 @@ fn tolerant_of_loss() -> Vec<Case> {
         case("b27-empty-netns")
             .says("DEL with an empty CNI_NETNS succeeds and cleans")
             .ask(|t| no_netns(t, Some(""))),
-        case("b27-netns-path-gone")
-            .says("DEL after the namespace is gone succeeds")
-            .ask(|t| {
-                attached(t)?; // what a plugin makes once per node is there from now on
-                let before = link_names(&t.node)?;
-                let (container, result) = attached(t)?;
-                container.netns.remove();
-                t.del(&container, &result)?;
-                host_ends_go(t, &before)
-            }),
-        case("b27-interface-gone")
-            .says("DEL after the interface is gone succeeds")
-            .ask(|t| {
-                let (container, result) = attached(t)?;
-                container.netns.ip(&["link", "del", &container.ifname])?;
-                t.del(&container, &result)
-            }),
-        case("b27-interface-renamed")
-            .says("DEL after the interface was renamed succeeds")
-            .ask(|t| {
+        case("b27-netns-path-gone").says("DEL after the namespace is gone succeeds").ask(|t| {
+            attached(t)?; // what a plugin makes once per node is there from now on
+            let before = link_names(&t.node)?;
+            let (container, result) = attached(t)?;
+            container.netns.remove();
+            t.del(&container, &result)?;
+            host_ends_go(t, &before)
+        }),
+        case("b27-interface-gone").says("DEL after the interface is gone succeeds").ask(|t| {
+            let (container, result) = attached(t)?;
+            container.netns.ip(&["link", "del", &container.ifname])?;
+            t.del(&container, &result)
+        }),
+        case("b27-interface-renamed").says("DEL after the interface was renamed succeeds").ask(
+            |t| {
                 let (container, result) = attached(t)?;
                 let netns = &container.netns;
                 netns.ip(&["link", "set", &container.ifname, "down"])?;
                 netns.ip(&["link", "set", &container.ifname, "name", "renamed0"])?;
                 t.del(&container, &result)
-            }),
-        case("b27-other-version")
-            .says("DEL works in another version than ADD")
-            .ask(|t| {
-                let container = t.container()?;
-                let conf = t.conf_with(json!({"cniVersion": "0.4.0"}));
-                let result = t.add_with(&container, &conf)?;
-                t.del(&container, &result)?;
-                interface_goes(&container)
-            }),
+            },
+        ),
+        case("b27-other-version").says("DEL works in another version than ADD").ask(|t| {
+            let container = t.container()?;
+            let conf = t.conf_with(json!({"cniVersion": "0.4.0"}));
+            let result = t.add_with(&container, &conf)?;
+            t.del(&container, &result)?;
+            interface_goes(&container)
+        }),
     ]
 }
 
@@ -154,11 +134,7 @@ fn del(t: &Trial, container: &Container, conf: &Conf) -> Checked {
 /// same container id can be added again, in a new namespace.
 fn no_netns(t: &Trial, netns: Option<&str>) -> Checked {
     let (container, result) = attached(t)?;
-    let mut call = t.invocation(
-        "DEL",
-        &container,
-        &t.conf_with(json!({"prevResult": result})),
-    );
+    let mut call = t.invocation("DEL", &container, &t.conf_with(json!({"prevResult": result})));
     call.set("CNI_NETNS", netns);
     answer::silent(&t.ask(&call)?, "DEL")?;
     let fresh = t.container()?;

@@ -58,9 +58,7 @@ pub fn cases() -> Vec<Case> {
         case("b03-longest-ifname")
             .says("an interface name of 15 bytes is served")
             .ask(longest_ifname),
-        case("b03-id-alphabet")
-            .says("an id of letters, digits, `_.-` is served")
-            .ask(id_alphabet),
+        case("b03-id-alphabet").says("an id of letters, digits, `_.-` is served").ask(id_alphabet),
     ];
     for (verb, variables) in REQUIRED {
         for variable in variables {
@@ -104,11 +102,7 @@ fn missing_variable(verb: &'static str, variable: &'static str) -> [Case; 2] {
             let error = refused(t, &container, &call, &[code::ENVIRONMENT])?;
             answer::names(&error, verb, &[variable])
         });
-        if since(verb) == "0.3.0" {
-            case
-        } else {
-            case.needs(Need::Verb(verb))
-        }
+        if since(verb) == "0.3.0" { case } else { case.needs(Need::Verb(verb)) }
     })
 }
 
@@ -124,9 +118,7 @@ fn absent_verb(t: &Trial) -> Checked {
     call.set("CNI_COMMAND", None);
     let outcome = t.ask(&call)?;
     answer::silent(&outcome, "a call without CNI_COMMAND")?;
-    ensure(!outcome.stderr.is_empty(), || {
-        "nothing on stderr tells what this is".to_owned()
-    })
+    ensure(!outcome.stderr.is_empty(), || "nothing on stderr tells what this is".to_owned())
 }
 
 fn all_named(t: &Trial) -> Checked {
@@ -136,11 +128,7 @@ fn all_named(t: &Trial) -> Checked {
         call.set(variable, None);
     }
     let error = refused(t, &container, &call, &[code::ENVIRONMENT])?;
-    answer::names(
-        &error,
-        "ADD",
-        &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"],
-    )
+    answer::names(&error, "ADD", &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"])
 }
 
 fn bare_version(t: &Trial) -> Checked {

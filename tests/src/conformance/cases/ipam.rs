@@ -29,56 +29,35 @@ fn on_add() -> Vec<Case> {
         case("b21-ipam-without-address")
             .says("no address: ADD fails, releases IPAM")
             .ask(|t| released(t, &ipam_result(t, &[]))),
-        case("b21-ipam-garbage")
-            .says("an IPAM result that is none: ADD fails, releases IPAM")
-            .ask(|t| {
-                released(
-                    t,
-                    &json!({"cniVersion": t.version, "ips": [{"address": "banana"}]}),
-                )
-            }),
-        case("b21-ipam-released-on-failure")
-            .says("an ADD that fails late releases IPAM")
-            .ask(late),
-        case("b23-ipam-environment")
-            .says("IPAM gets the same environment")
-            .ask(environment),
+        case("b21-ipam-garbage").says("an IPAM result that is none: ADD fails, releases IPAM").ask(
+            |t| released(t, &json!({"cniVersion": t.version, "ips": [{"address": "banana"}]})),
+        ),
+        case("b21-ipam-released-on-failure").says("an ADD that fails late releases IPAM").ask(late),
+        case("b23-ipam-environment").says("IPAM gets the same environment").ask(environment),
         case("b23-ipam-complete-configuration")
             .says("IPAM gets the whole configuration")
             .ask(whole),
-        case("b23-ipam-result-used")
-            .says("the addresses of IPAM are set and shown")
-            .ask(|t| {
-                let ipam = StandInIpam::install(t, &ipam_result(t, &[V4]))?;
-                let (container, result) = add(t, &ipam)?;
-                shows(&result, &[V4])?;
-                is_in_place(&result, &container)
-            }),
-        case("b23-ipam-stderr")
-            .says("stderr of IPAM is passed through")
-            .ask(|t| {
-                let ipam = StandInIpam::install(t, &ipam_result(t, &[V4]))?;
-                let container = t.container()?;
-                let outcome = call(t, &ipam, "ADD", &container, json!({}))?;
-                ensure(outcome.stderr.contains(STDERR), || {
-                    "stderr of IPAM is lost".to_owned()
-                })
-            }),
-        case("b23-ipam-missing")
-            .says("an IPAM plugin that is not there is named")
-            .ask(missing),
-        case("b25-dual-stack")
-            .says("both families are set and usable at once")
-            .ask(dual_stack),
+        case("b23-ipam-result-used").says("the addresses of IPAM are set and shown").ask(|t| {
+            let ipam = StandInIpam::install(t, &ipam_result(t, &[V4]))?;
+            let (container, result) = add(t, &ipam)?;
+            shows(&result, &[V4])?;
+            is_in_place(&result, &container)
+        }),
+        case("b23-ipam-stderr").says("stderr of IPAM is passed through").ask(|t| {
+            let ipam = StandInIpam::install(t, &ipam_result(t, &[V4]))?;
+            let container = t.container()?;
+            let outcome = call(t, &ipam, "ADD", &container, json!({}))?;
+            ensure(outcome.stderr.contains(STDERR), || "stderr of IPAM is lost".to_owned())
+        }),
+        case("b23-ipam-missing").says("an IPAM plugin that is not there is named").ask(missing),
+        case("b25-dual-stack").says("both families are set and usable at once").ask(dual_stack),
     ]
 }
 
 /// What IPAM is told of the other verbs.
 fn on_other_verbs() -> Vec<Case> {
     vec![
-        case("b23-ipam-del")
-            .says("DEL is forwarded")
-            .ask(|t| forwarded(t, "DEL")),
+        case("b23-ipam-del").says("DEL is forwarded").ask(|t| forwarded(t, "DEL")),
         case("b23-ipam-check")
             .says("CHECK is forwarded")
             .ask(|t| forwarded(t, "CHECK"))
@@ -99,15 +78,15 @@ fn on_other_verbs() -> Vec<Case> {
             .says("a failing IPAM STATUS fails STATUS")
             .ask(|t| failing(t, "STATUS"))
             .needs(Need::Verb("STATUS")),
-        case("b23-ipam-del-error")
-            .says("when IPAM fails on DEL, the rest is still cleaned")
-            .ask(|t| {
+        case("b23-ipam-del-error").says("when IPAM fails on DEL, the rest is still cleaned").ask(
+            |t| {
                 let ipam = StandInIpam::install(t, &ipam_result(t, &[V4]))?;
                 let (container, result) = add(t, &ipam)?;
                 ipam.fail("DEL", &own_error())?;
                 call(t, &ipam, "DEL", &container, json!({"prevResult": result}))?;
                 interface_goes(&container)
-            }),
+            },
+        ),
     ]
 }
 
@@ -192,17 +171,11 @@ fn late(t: &Trial) -> Checked {
     let container = t.container()?;
     let ifname = container.ifname.as_str();
     let peer = ["type", "veth", "peer", "name", "stranger"];
-    container
-        .netns
-        .ip(&[&["link", "add", ifname], &peer[..]].concat())?;
+    container.netns.ip(&[&["link", "add", ifname], &peer[..]].concat())?;
     let before = Snapshot::of(&t.node, &container)?;
     answer::error(&call(t, &ipam, "ADD", &container, json!({}))?, "ADD", &[])?;
     before.holds_again(&t.node, &container)?;
-    if ipam.verbs()?.is_empty() {
-        Ok(())
-    } else {
-        tells_del(&ipam)
-    }
+    if ipam.verbs()?.is_empty() { Ok(()) } else { tells_del(&ipam) }
 }
 
 fn tells_del(ipam: &StandInIpam) -> Checked {
@@ -247,9 +220,7 @@ fn whole(t: &Trial) -> Checked {
     let sent: Value = serde_json::from_slice(&call.stdin).unwrap_or_default();
     let calls = ipam.calls()?;
     let seen = calls.first().map(|call| &call.stdin);
-    ensure(seen == Some(&sent), || {
-        format!("IPAM must read {sent}, it read {seen:?}")
-    })
+    ensure(seen == Some(&sent), || format!("IPAM must read {sent}, it read {seen:?}"))
 }
 
 fn missing(t: &Trial) -> Checked {
@@ -267,9 +238,7 @@ fn forwarded(t: &Trial, verb: &str) -> Checked {
     let keys = json!({"prevResult": result, "cni.dev/valid-attachments": []});
     answer::silent(&call(t, &ipam, verb, &container, keys)?, verb)?;
     let verbs = ipam.verbs()?;
-    ensure(verbs.iter().any(|seen| seen == verb), || {
-        format!("IPAM saw only {verbs:?}")
-    })
+    ensure(verbs.iter().any(|seen| seen == verb), || format!("IPAM saw only {verbs:?}"))
 }
 
 /// The verb fails because IPAM fails on it.
@@ -277,11 +246,7 @@ fn failing(t: &Trial, verb: &str) -> Checked {
     let ipam = StandInIpam::install(t, &ipam_result(t, &[V4]))?;
     let (container, result) = add(t, &ipam)?;
     ipam.fail(verb, &own_error())?;
-    let keys = if verb == "CHECK" {
-        json!({"prevResult": result})
-    } else {
-        json!({})
-    };
+    let keys = if verb == "CHECK" { json!({"prevResult": result}) } else { json!({}) };
     let outcome = call(t, &ipam, verb, &container, keys)?;
     let codes = if verb == "STATUS" {
         // Line 33: what a runtime understands of a STATUS is 50 or 51.
@@ -300,10 +265,7 @@ fn dual_stack(t: &Trial) -> Checked {
     let container = t.container()?;
     let outcome = call(t, &ipam, "ADD", &container, json!({}))?;
     let result = answer::result(&outcome, "ADD")?;
-    t.note(format!(
-        "a dual-stack ADD took {} ms",
-        outcome.took.as_millis()
-    ));
+    t.note(format!("a dual-stack ADD took {} ms", outcome.took.as_millis()));
     shows(&result, &[V4, V6])?;
     is_in_place(&result, &container)?;
     usable_at_once(&result, &container)

@@ -53,10 +53,7 @@ fn refused(
     codes: &[u64],
 ) -> Checked<ErrorObject> {
     let before = Snapshot::of(&trial.node, container)?;
-    let what = invocation
-        .command
-        .as_deref()
-        .unwrap_or("a call without CNI_COMMAND");
+    let what = invocation.command.as_deref().unwrap_or("a call without CNI_COMMAND");
     let error = answer::error(&trial.ask(invocation)?, what, codes)?;
     before.holds_again(&trial.node, container)?;
     Ok(error)
@@ -89,9 +86,7 @@ fn attached(trial: &Trial) -> Checked<(std::sync::Arc<Container>, Value)> {
 fn occupy(container: &Container) -> Checked {
     let ifname = container.ifname.as_str();
     let peer = ["type", "veth", "peer", "name", "stranger"];
-    container
-        .netns
-        .ip(&[&["link", "add", ifname], &peer[..]].concat())?;
+    container.netns.ip(&[&["link", "add", ifname], &peer[..]].concat())?;
     Ok(())
 }
 
@@ -107,11 +102,7 @@ mod tests {
         let ids: BTreeSet<&str> = cases.iter().map(|case| case.id.as_str()).collect();
         assert_eq!(ids.len(), cases.len());
         for case in &cases {
-            assert!(
-                case.id.starts_with(&format!("b{:02}-", case.line)),
-                "{}",
-                case.id
-            );
+            assert!(case.id.starts_with(&format!("b{:02}-", case.line)), "{}", case.id);
             assert!(
                 case.id.bytes().all(|b| b.is_ascii_lowercase()
                     || b.is_ascii_digit()

@@ -20,12 +20,10 @@ pub fn cases() -> Vec<Case> {
         case("b05-add-prints-one-document")
             .says("ADD prints one result and nothing else")
             .ask(add_once),
-        case("b05-del-prints-nothing")
-            .says("a DEL that succeeds prints nothing")
-            .ask(|t| {
-                let (container, result) = attached(t)?;
-                t.del(&container, &result)
-            }),
+        case("b05-del-prints-nothing").says("a DEL that succeeds prints nothing").ask(|t| {
+            let (container, result) = attached(t)?;
+            t.del(&container, &result)
+        }),
         case("b05-check-prints-nothing")
             .says("a CHECK that succeeds prints nothing")
             .ask(|t| {
@@ -42,9 +40,7 @@ pub fn cases() -> Vec<Case> {
         case("b07-error-fields")
             .says("an error object has code, msg and no unknown key")
             .ask(error_fields),
-        case("b08-own-namespace")
-            .says("CNI_NETNS must not be the plugin's own")
-            .ask(own_namespace),
+        case("b08-own-namespace").says("CNI_NETNS must not be the plugin's own").ask(own_namespace),
         case("b08-own-namespace-override")
             .says("with CNI_NETNS_OVERRIDE=1 the plugin's own namespace is served")
             .ask(override_own),
@@ -54,9 +50,7 @@ pub fn cases() -> Vec<Case> {
         case("b08-file-as-namespace")
             .says("ADD with a file that is no namespace fails")
             .ask(|t| bad_netns(t, "/etc/hostname")),
-        case("b10-parallel-containers")
-            .says("20 ADDs at once all work")
-            .ask(parallel_containers),
+        case("b10-parallel-containers").says("20 ADDs at once all work").ask(parallel_containers),
         case("b10-parallel-interfaces")
             .says("two interfaces of a container at once")
             .ask(two_at_once),
@@ -68,9 +62,7 @@ pub fn cases() -> Vec<Case> {
 
 fn add_once(t: &Trial) -> Checked {
     let (_, result) = attached(t)?;
-    ensure(result.is_object(), || {
-        format!("the result is no object: {result}")
-    })
+    ensure(result.is_object(), || format!("the result is no object: {result}"))
 }
 
 /// An error that every plugin must give: ADD without a container id.
@@ -84,22 +76,14 @@ fn error_object(t: &Trial) -> Checked<answer::ErrorObject> {
 fn error_version(t: &Trial) -> Checked {
     let error = error_object(t)?;
     let version = error.object.get("cniVersion").and_then(Value::as_str);
-    ensure(version.is_some(), || {
-        "the error object has no cniVersion".to_owned()
-    })
+    ensure(version.is_some(), || "the error object has no cniVersion".to_owned())
 }
 
 fn error_fields(t: &Trial) -> Checked {
     let error = error_object(t)?;
     let known = ["cniVersion", "code", "msg", "details"];
-    let unknown: Vec<_> = error
-        .object
-        .keys()
-        .filter(|key| !known.contains(&&***key))
-        .collect();
-    ensure(unknown.is_empty(), || {
-        format!("unknown keys in the error object: {unknown:?}")
-    })?;
+    let unknown: Vec<_> = error.object.keys().filter(|key| !known.contains(&&***key)).collect();
+    ensure(unknown.is_empty(), || format!("unknown keys in the error object: {unknown:?}"))?;
     // CNI specification, section "Error": 1 to 99 are reserved; these are given out.
     let given = [1, 2, 3, 4, 5, 6, 7, 8, 11, 50, 51];
     ensure(given.contains(&error.code) || error.code >= 100, || {
@@ -112,19 +96,13 @@ fn own_namespace(t: &Trial) -> Checked {
     let container = t.container()?;
     let call = t.invocation("ADD", &container, &t.conf());
     let outcome = t.ask_in(&container.netns, &call)?;
-    answer::error(
-        &outcome,
-        "ADD into the plugin's own namespace",
-        &[code::NETNS],
-    )
-    .map(|_| ())
+    answer::error(&outcome, "ADD into the plugin's own namespace", &[code::NETNS]).map(|_| ())
 }
 
 fn override_own(t: &Trial) -> Checked {
     let container = t.container()?;
     let mut call = t.invocation("ADD", &container, &t.conf());
-    call.extra_env
-        .push(("CNI_NETNS_OVERRIDE".to_owned(), "1".to_owned()));
+    call.extra_env.push(("CNI_NETNS_OVERRIDE".to_owned(), "1".to_owned()));
     let outcome = t.ask_in(&container.netns, &call)?;
     answer::result(&outcome, "ADD with CNI_NETNS_OVERRIDE=1").map(|_| ())
 }
@@ -142,22 +120,15 @@ fn parallel_containers(t: &Trial) -> Checked {
         containers.push(t.container()?);
     }
     let results = thread::scope(|scope| {
-        let adds: Vec<_> = containers
-            .iter()
-            .map(|one| scope.spawn(|| t.add(one)))
-            .collect();
-        adds.into_iter()
-            .map(|add| add.join().expect("an ADD does not panic"))
-            .collect::<Vec<_>>()
+        let adds: Vec<_> = containers.iter().map(|one| scope.spawn(|| t.add(one))).collect();
+        adds.into_iter().map(|add| add.join().expect("an ADD does not panic")).collect::<Vec<_>>()
     });
     let mut seen = BTreeSet::new();
     for (result, container) in results.into_iter().zip(&containers) {
         let result = result?;
         is_in_place(&result, container)?;
         for address in addresses(&result)? {
-            ensure(seen.insert(address), || {
-                format!("{address} was given to two containers")
-            })?;
+            ensure(seen.insert(address), || format!("{address} was given to two containers"))?;
         }
         t.del(container, &result)?;
     }
@@ -187,10 +158,7 @@ fn tracing_variables(t: &Trial) -> Checked {
     let container = t.container()?;
     let mut call = t.invocation("ADD", &container, &t.conf());
     for (name, value) in [
-        (
-            "TRACEPARENT",
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-        ),
+        ("TRACEPARENT", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
         ("TRACESTATE", "a=1,b=2"),
         ("BAGGAGE", "k=v"),
     ] {

@@ -17,20 +17,14 @@ const OVERSIZED_BYTES: usize = 8 << 20;
 const DEEP: usize = 200_000;
 
 /// Network names outside the alphabet that container ids share.
-const BAD_NAMES: [(&str, &str); 4] = [
-    ("empty", ""),
-    ("slash", "a/b"),
-    ("space", "a b"),
-    ("leading-dot", ".net"),
-];
+const BAD_NAMES: [(&str, &str); 4] =
+    [("empty", ""), ("slash", "a/b"), ("space", "a b"), ("leading-dot", ".net")];
 
 /// The rows.
 pub fn cases() -> Vec<Case> {
     let mut cases = undecodable_rows();
     cases.extend([
-        case("b04-oversized")
-            .says("8 MiB are served or refused, with nothing left")
-            .ask(oversized),
+        case("b04-oversized").says("8 MiB are served or refused, with nothing left").ask(oversized),
         case("b04-unknown-keys")
             .says("unknown keys are ignored or named with code 2")
             .ask(unknown_keys),
@@ -45,11 +39,7 @@ pub fn cases() -> Vec<Case> {
                 .says("a network name outside the alphabet is code 7")
                 .ask(move |t| {
                     let conf = t.conf_with(json!({"name": name}));
-                    undecodable(
-                        t,
-                        Value::Object(conf).to_string().into_bytes(),
-                        &[code::CONFIG],
-                    )
+                    undecodable(t, Value::Object(conf).to_string().into_bytes(), &[code::CONFIG])
                 }),
         );
     }
@@ -59,52 +49,42 @@ pub fn cases() -> Vec<Case> {
 /// What cannot be decoded.
 fn undecodable_rows() -> Vec<Case> {
     vec![
-        case("b03-network-name-missing")
-            .says("a configuration without name is code 7")
-            .ask(|t| {
-                let mut conf = t.conf();
-                conf.remove("name");
-                let object = Value::Object(conf).to_string();
-                undecodable(t, object.into_bytes(), &[code::CONFIG])
-            }),
+        case("b03-network-name-missing").says("a configuration without name is code 7").ask(|t| {
+            let mut conf = t.conf();
+            conf.remove("name");
+            let object = Value::Object(conf).to_string();
+            undecodable(t, object.into_bytes(), &[code::CONFIG])
+        }),
         case("b04-empty")
             .says("an empty stdin is code 6")
             .ask(|t| undecodable(t, Vec::new(), &[code::DECODE])),
         case("b04-garbage")
             .says("text that is no JSON is code 6")
             .ask(|t| undecodable(t, b"hello, plugin".to_vec(), &[code::DECODE])),
-        case("b04-truncated")
-            .says("half a configuration is code 6")
-            .ask(|t| {
-                let whole = Value::Object(t.conf()).to_string();
-                let half = whole.len() / 2;
-                undecodable(t, whole.into_bytes()[..half].to_vec(), &[code::DECODE])
-            }),
+        case("b04-truncated").says("half a configuration is code 6").ask(|t| {
+            let whole = Value::Object(t.conf()).to_string();
+            let half = whole.len() / 2;
+            undecodable(t, whole.into_bytes()[..half].to_vec(), &[code::DECODE])
+        }),
         case("b04-array")
             .says("JSON that is no object is code 6")
             .ask(|t| undecodable(t, b"[1, 2]".to_vec(), &[code::DECODE])),
-        case("b04-null")
-            .says("`null` is refused")
-            .ask(|t| undecodable(t, b"null".to_vec(), &[])),
-        case("b04-two-documents")
-            .says("a second document after the first is code 6")
-            .ask(|t| {
-                let one = Value::Object(t.conf()).to_string();
-                undecodable(t, format!("{one}{one}").into_bytes(), &[code::DECODE])
-            }),
+        case("b04-null").says("`null` is refused").ask(|t| undecodable(t, b"null".to_vec(), &[])),
+        case("b04-two-documents").says("a second document after the first is code 6").ask(|t| {
+            let one = Value::Object(t.conf()).to_string();
+            undecodable(t, format!("{one}{one}").into_bytes(), &[code::DECODE])
+        }),
         case("b04-deeply-nested")
             .says("200,000 open brackets do not crash the plugin")
             .ask(|t| undecodable(t, vec![b'['; DEEP], &[])),
         case("b04-binary")
             .says("bytes that are no UTF-8 are refused")
             .ask(|t| undecodable(t, vec![0xff, 0xfe, 0x00, 0x80], &[])),
-        case("b04-wrong-type")
-            .says("a name that is a number is code 6 or 7")
-            .ask(|t| {
-                let conf = t.conf_with(json!({"name": 5}));
-                let stdin = Value::Object(conf).to_string().into_bytes();
-                undecodable(t, stdin, &[code::DECODE, code::CONFIG])
-            }),
+        case("b04-wrong-type").says("a name that is a number is code 6 or 7").ask(|t| {
+            let conf = t.conf_with(json!({"name": 5}));
+            let stdin = Value::Object(conf).to_string().into_bytes();
+            undecodable(t, stdin, &[code::DECODE, code::CONFIG])
+        }),
     ]
 }
 
@@ -119,10 +99,7 @@ fn oversized(t: &Trial) -> Checked {
     let container = t.container()?;
     let conf = t.conf_with(json!({"comment": "x".repeat(OVERSIZED_BYTES)}));
     let served = answered(t, &container, &t.invocation("ADD", &container, &conf))?;
-    t.note(format!(
-        "8 MiB were {}",
-        if served { "served" } else { "refused" }
-    ));
+    t.note(format!("8 MiB were {}", if served { "served" } else { "refused" }));
     // The plugin, and its daemon if there is one, must be none the worse.
     attached(t).map(|_| ())
 }

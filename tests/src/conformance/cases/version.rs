@@ -23,15 +23,13 @@ pub fn cases() -> Vec<Case> {
         case("b14-number-as-version")
             .says("cniVersion as a number is answered properly")
             .ask(|t| version_of(t, Some(json!(1.0)))),
-        case("b17-garbage-version")
-            .says("a cniVersion that is none is refused")
-            .ask(|t| {
-                let container = t.container()?;
-                let conf = t.conf_with(json!({"cniVersion": "banana"}));
-                let call = t.invocation("ADD", &container, &conf);
-                let codes = [code::VERSION, code::DECODE, code::CONFIG];
-                refused(t, &container, &call, &codes).map(|_| ())
-            }),
+        case("b17-garbage-version").says("a cniVersion that is none is refused").ask(|t| {
+            let container = t.container()?;
+            let conf = t.conf_with(json!({"cniVersion": "banana"}));
+            let call = t.invocation("ADD", &container, &conf);
+            let codes = [code::VERSION, code::DECODE, code::CONFIG];
+            refused(t, &container, &call, &codes).map(|_| ())
+        }),
     ]);
     for version in SPOKEN {
         cases.extend(rows_of(version));
@@ -39,14 +37,8 @@ pub fn cases() -> Vec<Case> {
     for verb in ["ADD", "DEL", "CHECK", "GC", "STATUS"] {
         let slug = format!("{}-of-the-future", verb.to_lowercase());
         let sentence = format!("{verb} in version 9.9.9 is code 1 and names both sides");
-        let case = case(&format!("b17-{slug}"))
-            .says(&sentence)
-            .ask(move |t| future(t, verb));
-        cases.push(if since(verb) == "0.3.0" {
-            case
-        } else {
-            case.needs(Need::Verb(verb))
-        });
+        let case = case(&format!("b17-{slug}")).says(&sentence).ask(move |t| future(t, verb));
+        cases.push(if since(verb) == "0.3.0" { case } else { case.needs(Need::Verb(verb)) });
     }
     cases
 }
@@ -54,40 +46,30 @@ pub fn cases() -> Vec<Case> {
 /// Lines 9 and 13: the answer of VERSION.
 fn listing() -> Vec<Case> {
     vec![
-        case("b09-version-empty-stdin")
-            .says("VERSION works with an empty stdin")
-            .ask(|t| {
-                let mut call = t.network_invocation("VERSION", &t.conf());
-                call.stdin.clear();
-                listed(&answer::result(&t.ask(&call)?, "VERSION")?)
-            }),
-        case("b09-version-dummy-variables")
-            .says("VERSION ignores dummy variables")
-            .ask(|t| {
-                let mut call = t.network_invocation("VERSION", &t.conf());
-                for variable in ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"] {
-                    call.set(variable, Some("dummy"));
-                }
-                listed(&answer::result(&t.ask(&call)?, "VERSION")?)
-            }),
-        case("b09-version-only-in-stdin")
-            .says("VERSION needs cniVersion alone on stdin")
-            .ask(|t| {
+        case("b09-version-empty-stdin").says("VERSION works with an empty stdin").ask(|t| {
+            let mut call = t.network_invocation("VERSION", &t.conf());
+            call.stdin.clear();
+            listed(&answer::result(&t.ask(&call)?, "VERSION")?)
+        }),
+        case("b09-version-dummy-variables").says("VERSION ignores dummy variables").ask(|t| {
+            let mut call = t.network_invocation("VERSION", &t.conf());
+            for variable in ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_PATH"] {
+                call.set(variable, Some("dummy"));
+            }
+            listed(&answer::result(&t.ask(&call)?, "VERSION")?)
+        }),
+        case("b09-version-only-in-stdin").says("VERSION needs cniVersion alone on stdin").ask(
+            |t| {
                 let mut call = t.network_invocation("VERSION", &t.conf());
                 call.stdin = json!({"cniVersion": t.version}).to_string().into_bytes();
                 listed(&answer::result(&t.ask(&call)?, "VERSION")?)
-            }),
-        case("b13-lists-all-versions")
-            .says("VERSION lists 0.3.0 to 1.1.0")
-            .ask(|t| {
-                let missing: Vec<_> = SPOKEN
-                    .iter()
-                    .filter(|v| !t.supported.iter().any(|other| other == *v))
-                    .collect();
-                ensure(missing.is_empty(), || {
-                    format!("VERSION does not list {missing:?}")
-                })
-            }),
+            },
+        ),
+        case("b13-lists-all-versions").says("VERSION lists 0.3.0 to 1.1.0").ask(|t| {
+            let missing: Vec<_> =
+                SPOKEN.iter().filter(|v| !t.supported.iter().any(|other| other == *v)).collect();
+            ensure(missing.is_empty(), || format!("VERSION does not list {missing:?}"))
+        }),
     ]
 }
 
@@ -153,9 +135,7 @@ fn gated(t: &Trial, verb: &str) -> Checked<crate::plugin::Outcome> {
 fn listed(answer: &Value) -> Checked {
     let list = answer.get("supportedVersions").and_then(Value::as_array);
     let good = list.is_some_and(|list| !list.is_empty() && list.iter().all(Value::is_string));
-    ensure(good, || {
-        format!("supportedVersions is no list of versions: {answer}")
-    })
+    ensure(good, || format!("supportedVersions is no list of versions: {answer}"))
 }
 
 fn version_of(t: &Trial, version: Option<Value>) -> Checked {
@@ -166,10 +146,7 @@ fn version_of(t: &Trial, version: Option<Value>) -> Checked {
         conf.insert("cniVersion".to_owned(), version);
     }
     let served = answered(t, &container, &t.invocation("ADD", &container, &conf))?;
-    t.note(format!(
-        "it was {}",
-        if served { "served" } else { "refused" }
-    ));
+    t.note(format!("it was {}", if served { "served" } else { "refused" }));
     Ok(())
 }
 

@@ -1,0 +1,105 @@
+//! Frames that Viaduct drops and a Linux router may forward.
+
+use std::net::IpAddr;
+
+use super::{Case, Rule, first_octet};
+use crate::differential::facts::{Chain, Facts, Fragment, Ip, protocol, word};
+use crate::differential::plan::{Mac, Place};
+use crate::differential::station::Sending;
+
+/// First byte of a marker.
+const MARKER: u8 = 2;
+/// EtherType of a VLAN tag (IEEE 802.1Q).
+const VLAN: u16 = 0x8100;
+
+/// The rule by which Viaduct drops a frame.
+pub(super) fn check(case: &Case<'_>) -> Result<(), Rule> {
+    let facts = &case.facts;
+    if facts.ether_type == VLAN && word(facts.frame, 14).is_some_and(|tag| tag & 0xfff == 0) {
+        return Err(Rule::PriorityTag);
+    }
+    let Some(ip) = &facts.ip else { return Ok(()) };
+    if case.sending == Sending::Bypass {
+        check_mac(facts, ip, case.plan.link(Place::PodA).far)?;
+    }
+    check_network(ip)?;
+    check_transport(ip)
+}
+
+/// The program at the pod's interface replaces source MACs; only what passes it by has its own.
+fn check_mac(facts: &Facts<'_>, ip: &Ip<'_>, own: Mac) -> Result<(), Rule> {
+    let [first, start, offset, flags, size @ ..] = facts.from;
+    if facts.from == own {
+        return Ok(());
+    }
+    if first != MARKER {
+        return Err(Rule::SpoofedMac);
+    }
+    let partial = flags & 1 != 0;
+    let (start, offset) = (usize::from(start), usize::from(offset));
+    let upper_at = 14 + ip.bytes.len() - ip.upper.len();
+    let outside = start < upper_at || start + offset + 2 > 14 + ip.bytes.len();
+    let bad = if partial { outside } else { size != [0, 0] };
+    if bad { Err(Rule::BadMarker) } else { Ok(()) }
+}
+
+fn check_network(ip: &Ip<'_>) -> Result<(), Rule> {
+    if ip.chain != Chain::Sound {
+        return Err(Rule::ExtensionHeaders);
+    }
+    let (link_local, mapped) = match ip.destination {
+        IpAddr::V4(to) => (to.is_link_local(), false),
+        IpAddr::V6(to) => (to.is_unicast_link_local(), to.to_ipv4_mapped().is_some()),
+    };
+    if link_local {
+        return Err(Rule::LinkLocal);
+    }
+    if mapped || matches!(first_octet(ip.destination), Some(0 | 240..)) {
+        return Err(Rule::Reserved);
+    }
+    if ip.fragment != Fragment::Whole
+        && (ip.upper.is_empty() || ip.fragment_offset + ip.upper.len() > 0xffff)
+    {
+        return Err(Rule::FragmentBounds);
+    }
+    check_options(ip.options)
+}
+
+/// RFC 791 §3.1: every option but the two single bytes has its length.
+fn check_options(mut options: &[u8]) -> Result<(), Rule> {
+    loop {
+        options = match options {
+            [] | [0, ..] => return Ok(()),
+            [1, rest @ ..] => rest,
+            [131 | 137, ..] => return Err(Rule::BadOptions),
+            [_, len @ 2..=255, ..] => options.get(usize::from(*len)..).ok_or(Rule::BadOptions)?,
+            _ => return Err(Rule::BadOptions),
+        }
+    }
+}
+
+fn check_transport(ip: &Ip<'_>) -> Result<(), Rule> {
+    if ip.fragment == Fragment::Later {
+        return Ok(());
+    }
+    let least = match ip.protocol {
+        protocol::TCP => 20,
+        protocol::UDP | protocol::ICMP | protocol::ICMPV6 => 8,
+        protocol::SCTP => 12,
+        _ => 0,
+    };
+    if ip.upper.len() < least {
+        return Err(Rule::UpperTooShort);
+    }
+    if ip.protocol == protocol::UDP && ip.fragment == Fragment::Whole {
+        let len = word(ip.upper, 4).map_or(0, usize::from);
+        if len < 8 || len > ip.upper.len() {
+            return Err(Rule::UdpLength);
+        }
+    }
+    match (ip.version, ip.icmp_type()) {
+        (6, Some(130..=137 | 143)) => Err(Rule::LinkControl),
+        (4, Some(5)) => Err(Rule::Redirect),
+        _ => Ok(()),
+    }
+}
