@@ -71,6 +71,8 @@ pub struct Daemon {
     /// Our kernel objects were touched; when they were last repaired.
     damaged: bool,
     repaired: Instant,
+    /// When the engine last looked after its workers and pods.
+    watched: Instant,
     stopping: bool,
     /// Held as long as the daemon lives: one daemon per network namespace.
     _only_one: UnixListener,
@@ -120,6 +122,7 @@ impl Daemon {
             operations: OpTimes::default(),
             damaged: false,
             repaired: now.checked_sub(REPAIR).unwrap_or(now),
+            watched: now,
             stopping: false,
             _only_one: only_one,
         })
@@ -180,6 +183,10 @@ impl Daemon {
                 Ok(()) => tracing::warn!("repaired routes, rules or the nft table"),
                 Err(error) => tracing::error!("repair what somebody removed: {error:#}"),
             }
+        }
+        if now.duration_since(self.watched) >= TURN {
+            self.watched = now;
+            self.engine.watch(now);
         }
         self.control.expire(now);
         if let Some(metrics) = &mut self.metrics {
@@ -292,6 +299,7 @@ impl Daemon {
                 {
                     tracing::error!(device = link.name, "the node port is gone: restart viaductd");
                 }
+                KernelEvent::LinkGone(link) => self.engine.link_gone(link.index),
                 _ => {}
             }
         }

@@ -11,6 +11,7 @@ mod detach;
 mod listing;
 mod reaper;
 mod repair;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -83,6 +84,8 @@ pub struct Engine {
     leaving: BTreeMap<PortId, Attachment>,
     /// Fallback pods: attached, but without a worker (its socket could not be bound).
     unserved: BTreeSet<Attachment>,
+    /// What was last seen of each worker.
+    heartbeats: Vec<watch::Heartbeat>,
     /// Sockets of re-adopted pods, until they stand in the socket map.
     adopted_sockets: Vec<(PortId, OwnedFd)>,
     /// Addresses of the node for the tables.
@@ -144,6 +147,7 @@ impl Engine {
             leaving: BTreeMap::new(),
             unserved: BTreeSet::new(),
             adopted_sockets: Vec::new(),
+            heartbeats: vec![watch::Heartbeat::new(); limits.workers.into()],
             started,
         };
         engine.node_addresses = engine.discover_addresses();

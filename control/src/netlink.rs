@@ -29,7 +29,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rustix::io::Errno;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use wire::{messages, parse, refused};
 
 /// Requests of one send. Each is answered by an acknowledgement of about 1 kB of socket memory;
@@ -71,16 +71,10 @@ pub enum NetlinkError {
         what: String,
     },
     /// An interface that was brought up did not begin to work.
-    #[error("{name} is up but not in operation after 1 s; is its other end up?")]
+    #[error("{name} is up but not in operation after 5 s; is its other end up?")]
     NotOperational {
         /// Name of the interface.
         name: String,
-    },
-    /// An address was added and not taken into use.
-    #[error("{address} is not in use 1 s after it was added; is lo up?")]
-    NotLocal {
-        /// The address.
-        address: Ipv6Addr,
     },
     /// The kernel answered with something this client cannot read.
     #[error("{what}: the kernel's answer cannot be read: {detail}")]

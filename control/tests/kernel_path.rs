@@ -120,9 +120,12 @@ impl Node {
         for (netns, own) in [(&netns, NODE), (&outside, OUTSIDE)] {
             let mut netlink = netns.visit(Netlink::open).expect("open");
             netlink.await_operation("up0").expect("the uplink works");
-            for address in [own[1].to_owned(), format!("fe80::{}", &own[1][10..])] {
-                let address = address.parse().expect("address");
-                netlink.await_local(address).expect("the address is in use");
+            // And its IPv6 addresses, which get their routes from a work queue.
+            let link_local = format!("fe80::{}", &own[1][10..]);
+            for address in [own[1], &link_local] {
+                wait_for("the uplink's address is in use", || {
+                    netns.run(&format!("ip -6 route get {address}")).starts_with("local")
+                });
             }
         }
         Node { netns, outside, log: SysctlLog::in_memory() }
@@ -471,9 +474,9 @@ fn a_pod_has_what_its_specification_says() {
     node.attach(&pod);
     let v4 = pod.netns.run("ip -4 route");
     for route in [
-        "default via 169.254.1.1 dev eth0 proto 118 src 10.244.1.5 mtu 1500",
-        "169.254.1.1 dev eth0 proto 118 scope link src 10.244.1.5 mtu 1500",
-        "172.16.0.0/12 via 169.254.1.1 dev eth0 proto 118 src 10.244.1.5 mtu 1500",
+        "default via 169.254.1.1 dev eth0 proto 118 src 10.244.1.5 metric 2 mtu 1500",
+        "169.254.1.1 dev eth0 proto 118 scope link src 10.244.1.5 metric 2 mtu 1500",
+        "172.16.0.0/12 via 169.254.1.1 dev eth0 proto 118 src 10.244.1.5 metric 2 mtu 1500",
     ] {
         assert!(v4.contains(route), "{route} is not in\n{v4}");
     }
@@ -481,7 +484,7 @@ fn a_pod_has_what_its_specification_says() {
     for route in ["default via fe80::1 dev eth0", "fd77::/16 via fe80::1 dev eth0"] {
         assert!(v6.contains(route), "{route} is not in\n{v6}");
     }
-    assert!(v6.contains("src fd00:10:244:1::5 metric 1024 mtu 1500"), "{v6}");
+    assert!(v6.contains("src fd00:10:244:1::5 metric 2 mtu 1500"), "{v6}");
     let addresses = pod.netns.run("ip address show dev eth0");
     assert!(!addresses.contains("tentative"), "{addresses}");
     assert_eq!(addresses.matches("inet6 fe80::").count(), 1, "{addresses}");
@@ -490,7 +493,7 @@ fn a_pod_has_what_its_specification_says() {
     for gateway in ["169.254.1.1", "fe80::1"] {
         assert!(neighbors.contains(&format!("{gateway} dev eth0 lladdr 0a:00:00:00:00:01 ")));
     }
-    assert!(pod.netns.run("ip link show lo").contains("UP"));
+    assert!(pod.netns.run("ip link show lo").contains("DOWN"), "the loopback plugin's affair");
     let link = node.netns.run(&format!("ip link show {}", pod.host_ifname));
     assert!(link.contains(&format!("alias {}", pod.cookie)), "{link}");
     let host_end = node.netns.run(&format!("ip address show {}", pod.host_ifname));

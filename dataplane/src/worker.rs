@@ -173,21 +173,22 @@ impl<P: PacketIo> Worker<P> {
     pub fn pass(&mut self, now_ns: u64) -> usize {
         self.now_ns = now_ns;
         self.obey(); // orders of control: ports come and go
-        self.adopt(); // the newest tables
+        let tables = self.adopt(); // the newest tables
         let mut taken = 0;
         for index in 0..self.ports.len() {
-            taken += self.serve(index); // reclaim, refill, receive, and each packet's from-pod half
+            taken += self.serve(&tables, index); // reclaim, refill, receive; from-pod half
         }
         for index in 0..self.incoming.len() {
-            taken += self.receive_crossings(index); // packets of other workers: the to-pod half
+            taken += self.receive_crossings(&tables, index); // from other workers: to-pod half
         }
         self.kick(); // wake the kernel and the workers that got something
         self.counters.passes.add(1);
         taken
     }
 
-    /// Takes the newest snapshot; the old one is freed by control.
-    fn adopt(&mut self) {
+    /// Takes the newest snapshot, for a whole pass: one reference count per pass, not per packet.
+    /// The old one is freed by control.
+    fn adopt(&mut self) -> Arc<Tables> {
         let newest = self.subscription.adopt();
         if newest.generation() != self.tables.generation() {
             self.tables = newest.clone();
@@ -196,10 +197,11 @@ impl<P: PacketIo> Worker<P> {
             fence(Ordering::Release);
         }
         self.counters.generation.set(self.tables.generation());
+        self.tables.clone()
     }
 
     /// Moves frames of one port, and forwards what it has received.
-    fn serve(&mut self, index: usize) -> usize {
+    fn serve(&mut self, tables: &Tables, index: usize) -> usize {
         let port = &mut self.ports[index];
         port.io.reclaim(&mut self.pool);
         port.io.refill(&mut self.pool);
@@ -211,36 +213,35 @@ impl<P: PacketIo> Worker<P> {
         let taken = batch.len();
         self.counters.received.add(taken as u64);
         for packet in batch.drain(..) {
-            self.forward(index, packet);
+            self.forward(tables, index, packet);
         }
         self.batch = batch;
         taken
     }
 
     /// One packet from a port of ours. Read this to know what the product does.
-    fn forward(&mut self, ingress: usize, mut packet: Packet) {
+    fn forward(&mut self, tables: &Tables, ingress: usize, mut packet: Packet) {
         let counters = &self.ports[ingress].counters.from_pod;
         counters.packets.add(1);
         counters.bytes.add(packet.len() as u64);
-        let tables = self.tables.clone();
         let Some(port) = tables.port(self.ports[ingress].id) else {
             return self.discard(ingress, Direction::FromPod, packet, DropReason::PortDown);
         };
-        match self.admit(&tables, port, &mut packet) {
+        match self.admit(tables, port, &mut packet) {
             Ok(Verdict::Forward(routed, headers)) => {
                 let counters = &self.ports[ingress].counters.from_pod;
                 counters.wire_packets.add(u64::from(routed.wire_packets));
                 counters.wire_bytes.add(u64::from(routed.wire_bytes));
-                self.rewrite(&tables, port, routed.egress, &mut packet, &headers);
-                self.hand_over(&tables, ingress, packet, routed, &headers);
+                self.rewrite(tables, port, routed.egress, &mut packet, &headers);
+                self.hand_over(tables, ingress, packet, routed, &headers);
             }
             Ok(Verdict::Answer(answer)) => {
                 self.pool.release(packet);
-                self.send_back(ingress, answer);
+                self.send_back(tables, ingress, answer);
             }
             Err(refusal) => {
                 if let Some(error) = refusal.error {
-                    self.send_icmp_error(&tables, ingress, port, &packet, error);
+                    self.send_icmp_error(tables, ingress, port, &packet, error);
                 }
                 self.discard(ingress, Direction::FromPod, packet, refusal.reason);
             }
@@ -324,15 +325,22 @@ impl<P: PacketIo> Worker<P> {
             return self.discard(ingress, Direction::FromPod, packet, DropReason::PortDown);
         };
         if self.must_cut(tables, egress, &packet, &routed, headers) {
-            return self.cut(ingress, egress, packet, routed, headers);
+            return self.cut(tables, ingress, egress, packet, routed, headers);
         }
-        self.pass_on(ingress, egress.worker, packet, routed);
+        self.pass_on(tables, ingress, egress.worker, packet, routed);
     }
 
     /// A packet that leaves as it is.
-    fn pass_on(&mut self, ingress: usize, worker: WorkerId, packet: Packet, routed: Routed) {
+    fn pass_on(
+        &mut self,
+        tables: &Tables,
+        ingress: usize,
+        worker: WorkerId,
+        packet: Packet,
+        routed: Routed,
+    ) {
         if worker == self.id {
-            return self.deliver(packet, routed);
+            return self.deliver(tables, packet, routed);
         }
         let crossed = match self.out.get_mut(usize::from(worker.0)).and_then(Option::as_mut) {
             Some(out) => out.send(&mut self.pool, packet, routed),
@@ -348,13 +356,13 @@ impl<P: PacketIo> Worker<P> {
 
     /// The to-pod half, on the receiver's worker. (hostPort DNAT, connection lookup, ingress
     /// policy and the ingress shaper join here, before the packet is queued.)
-    fn deliver(&mut self, mut packet: Packet, routed: Routed) {
+    fn deliver(&mut self, tables: &Tables, mut packet: Packet, routed: Routed) {
         let Some(index) = self.slots[usize::from(routed.egress.0)].map(usize::from) else {
             // The port went while the packet was under way: nobody is left to count it for.
             self.counters.dropped.add(1);
             return self.pool.release(packet);
         };
-        let tx_checksum = self.tables.port(routed.egress).is_none_or(|port| port.tx_checksum);
+        let tx_checksum = tables.port(routed.egress).is_none_or(|port| port.tx_checksum);
         let mut partial = routed.offload.partial;
         if let Some(open) = partial.filter(|_| !tx_checksum) {
             self.complete_checksum(&mut packet, open);
@@ -379,14 +387,14 @@ impl<P: PacketIo> Worker<P> {
     }
 
     /// Takes packets of one other worker.
-    fn receive_crossings(&mut self, from: usize) -> usize {
+    fn receive_crossings(&mut self, tables: &Tables, from: usize) -> usize {
         let mut taken = 0;
         while taken < BATCH_MAX {
             match self.incoming[from].receive(&mut self.pool) {
                 None => break,
                 Some(Received::Packet(packet, routed)) => {
                     self.counters.crossed_in.add(1);
-                    self.deliver(packet, routed);
+                    self.deliver(tables, packet, routed);
                 }
                 Some(Received::NoFrames(routed)) => {
                     self.counters.crossed_in.add(1);

@@ -184,11 +184,11 @@ fn transfer(
     [from, to]: [&Container; 2],
     address: IpAddr,
 ) -> Result<()> {
-    // Without a file: a sandbox's root is read-only. A pipe opened for both never ends, unlike the
+    // Pipes in /dev, since the rest of a sandbox is read-only. One opened for both never ends, unlike the
     // input that some runtimes give, at whose end nc would close its half of the connection.
     let receive = format!(
-        "rm -f /dev/shm/quiet && mkfifo /dev/shm/quiet && \
-         nc -l -p {PORT} 0<>/dev/shm/quiet | sha256sum"
+        "rm -f /dev/quiet && mkfifo /dev/quiet && \
+         nc -l -p {PORT} 0<>/dev/quiet | sha256sum"
     );
     let receiver = runtimes[1].exec(to, &receive).stdout(Stdio::piped()).spawn();
     let receiver = receiver.context("run the receiver")?;
@@ -197,8 +197,8 @@ fn transfer(
         Ok(sockets.contains(&format!(":{PORT} ")))
     })?;
     let send = format!(
-        "rm -f /dev/shm/copy && mkfifo /dev/shm/copy && {{ sha256sum < /dev/shm/copy & }} && \
-         head -c {TRANSFER_BYTES} /dev/urandom | tee /dev/shm/copy | nc {address} {PORT} && wait"
+        "rm -f /dev/copy && mkfifo /dev/copy && {{ sha256sum < /dev/copy & }} && \
+         head -c {TRANSFER_BYTES} /dev/urandom | tee /dev/copy | nc {address} {PORT} && wait"
     );
     let started = Instant::now();
     let sent = output(&mut runtimes[0].exec(from, &send))?;

@@ -3,12 +3,15 @@
 use super::{EndpointError, EndpointSpec};
 use crate::ethtool::Ethtool;
 use crate::netlink::{
-    Address, AddressScope, Ipv4Setting, LinkSettings, Neighbor, Netlink, Request, Route,
+    Address, AddressScope, Ipv4Setting, LinkSettings, Neighbor, Netlink, Request, Route, RouteKind,
 };
 use crate::node::{GATEWAY_V4, GATEWAY_V6, ROUTE_PROTOCOL, link_local};
 use crate::sysctl;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::net::IpAddr;
+
+/// `RT_TABLE_LOCAL`
+const TABLE_LOCAL: u32 = 255;
 
 /// Runs inside the pod's namespace.
 pub(super) fn configure(spec: &EndpointSpec<'_>, index: u32) -> Result<(), EndpointError> {
@@ -36,14 +39,23 @@ pub(super) fn configure(spec: &EndpointSpec<'_>, index: u32) -> Result<(), Endpo
     };
     requests.extend(spec.v4().map(|ip| Request::put_address(&address(ip.into()), name)));
     requests.push(Request::bring_up(name));
-    requests.extend(spec.v6().map(|ip| Request::put_address(&address(ip.into()), name)));
+    for ip in spec.v6().map(IpAddr::from) {
+        requests.push(Request::put_address(&address(ip), name));
+        requests.push(Request::put_route(&local_route(ip, index), name));
+    }
     requests.extend(v4_requests(spec, index));
     requests.extend(v6_requests(spec, index));
-    netlink.execute(requests)?;
-    for address in spec.v6() {
-        netlink.await_local(address)?;
-    }
-    Ok(())
+    Ok(netlink.execute(requests)?)
+}
+
+/// Lets the pod take packets to an IPv6 address of its own at once.
+///
+/// Even without duplicate address detection the kernel leaves that to a work queue
+/// (net/ipv6/addrconf.c, `addrconf_dad_start`), which on a busy node took more than 1 s, and until
+/// then the pod drops them. The kernel's own route comes with a better metric and takes over.
+fn local_route(address: IpAddr, index: u32) -> Route {
+    let direct = Route::direct(IpNet::from(address), index, ROUTE_PROTOCOL);
+    Route { table: TABLE_LOCAL, kind: RouteKind::Local, ..direct }
 }
 
 fn v4_requests(spec: &EndpointSpec<'_>, index: u32) -> Vec<Request> {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use cni_bridge::protocol::{Attachment, PodAddress};
 
 use super::compile::port_of;
-use super::{Engine, Record, pod_cookie};
+use super::{Engine, Record};
 use crate::journal::Record as JournalRecord;
 use crate::node::{HOST_IFNAME_PREFIX, WORKER_IFNAME};
 use crate::state::{Change, Effect, PodRecord};
@@ -62,12 +62,7 @@ impl Engine {
 
     /// Back into state, IPAM and XDP maps, if its host end is still there.
     fn readopt(&mut self, pod: PodRecord) -> anyhow::Result<Result<PodRecord, PodRecord>> {
-        let link = self.netlink.link(&pod.host_ifname)?;
-        let alive = link.is_some_and(|link| {
-            link.index == pod.host_ifindex
-                && link.alias.as_deref() == Some(pod_cookie(&pod.attachment).as_str())
-        });
-        if !alive {
+        if !self.is_there(&pod) {
             return Ok(Err(pod));
         }
         for PodAddress { address, .. } in &pod.addresses {

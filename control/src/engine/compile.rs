@@ -15,7 +15,8 @@ pub(super) fn port_of(pod: &PodRecord) -> PortId {
 /// What the workers forward by.
 pub(super) fn tables(engine: &Engine) -> TablesInput {
     let mut ports = vec![node_port(engine)];
-    ports.extend(engine.state.pods().map(|pod| pod_port(engine, pod)));
+    let served = engine.state.pods().filter(|pod| engine.is_served(&pod.attachment));
+    ports.extend(served.map(|pod| pod_port(engine, pod)));
     let prefix = |cidr: &ipnet::IpNet| Prefix { address: cidr.network(), len: cidr.prefix_len() };
     TablesInput {
         ports,

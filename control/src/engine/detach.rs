@@ -19,25 +19,17 @@ impl Engine {
             tracing::warn!(%error, "the journal does not know of a DEL");
         }
         self.forget(&pod);
-        let cookie = pod_cookie(attachment);
-        self.reaper.expect(port_of(&pod), pod.host_ifname, cookie);
+        let (id, cookie) = (port_of(&pod), pod_cookie(attachment));
+        let has_port = self.leaving.insert(id, pod.attachment).is_some();
+        self.state.hold_slot(pod.slot);
+        self.reaper.bury_device(id, pod.host_ifname, cookie, has_port);
         Ok(())
     }
 
     /// Takes a pod out of everything that [`Engine::serve`] put it into. Goes on after an error:
     /// whatever stays behind, the pod is no longer ours.
     pub(super) fn forget(&mut self, pod: &PodRecord) {
-        let id = port_of(pod);
-        let ifindex = pod.host_ifindex;
-        let steps = [
-            self.programs.clear_socket(u32::from(id.0)),
-            self.programs.remove_port(ifindex),
-            self.programs.forget_sources(ifindex),
-            self.programs.detach(&pod.host_ifname),
-        ];
-        for error in steps.into_iter().filter_map(Result::err) {
-            tracing::warn!(%error, host_ifname = pod.host_ifname, "forget a pod");
-        }
+        self.release(pod);
         match self.state.apply(Change::Remove(pod.attachment.clone())) {
             Ok(Effect::Removed(_) | Effect::Unchanged) => {}
             other => unreachable!("a removal removes or finds nothing: {other:?}"),
@@ -45,32 +37,32 @@ impl Engine {
         let now_ns = self.now_ns();
         self.ipam.free(&pod.attachment, now_ns);
         self.unserved.remove(&pod.attachment);
-        if !self.workers.has_port(id) {
-            return;
+        if self.leaving.contains_key(&port_of(pod)) {
+            self.state.hold_slot(pod.slot);
         }
-        self.state.hold_slot(pod.slot);
-        let published = self.publish().and_then(|()| self.workers.remove_port(id));
-        if let Err(error) = published {
-            tracing::error!(%error, "take a port from its worker");
-        }
-        self.leaving.insert(id, pod.attachment.clone());
     }
 
     /// Moves what is leaving one step on. To be called when a worker or the reaper may have
     /// something to say; returns whether an ADD that waits should be tried again.
     pub fn settle(&mut self) -> bool {
         let mut settled = false;
-        for Reaped { id } in self.reaper.finished() {
-            if let Err(error) = self.workers.reclaim_port(id) {
+        for Reaped { id, had_port } in self.reaper.finished() {
+            if !had_port {
+                settled |= self.has_left(id);
+            } else if let Err(error) = self.workers.reclaim_port(id) {
                 tracing::error!(%error, "return the frames of a port");
             }
         }
         for id in self.workers.poll(|id, io| self.reaper.reap(id, io)) {
-            self.leaving.remove(&id);
-            self.state.release_slot(slot_of(id));
-            settled = true;
+            settled |= self.has_left(id);
         }
         settled
+    }
+
+    /// Nothing of a port is left: its number can be used again.
+    fn has_left(&mut self, id: PortId) -> bool {
+        self.state.release_slot(slot_of(id));
+        self.leaving.remove(&id).is_some()
     }
 
     /// Whether something is on its way out.

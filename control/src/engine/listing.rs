@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cni_bridge::protocol::Listing;
+use cni_bridge::protocol::{Attachment, Listing};
 use dataplane::counters::PortCounters;
 use dataplane::port::PortId;
 
@@ -48,16 +48,19 @@ impl Engine {
     pub fn status(&self) -> Status {
         let features = self.ports.features;
         let generation = self.workers.generation();
-        let late = self
-            .workers
-            .handles()
-            .iter()
-            .filter(|worker| worker.counters.generation.get() < generation);
-        let problems: Vec<String> =
-            late.map(|worker| format!("worker {} does not adopt tables", worker.id)).collect();
+        let workers = self.workers.handles().iter().zip(&self.heartbeats);
+        let mut problems: Vec<String> = workers
+            .filter(|(_, heartbeat)| heartbeat.is_out())
+            .map(|(worker, _)| format!("worker {} hangs: the kernel carries its pods", worker.id))
+            .collect();
+        let ready = problems.is_empty();
+        problems.extend(self.unserved.iter().map(|attachment| {
+            let Attachment { container_id, ifname, .. } = attachment;
+            format!("no worker serves {ifname} of container {container_id}")
+        }));
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            ready: problems.is_empty(),
+            ready,
             problems,
             uptime_s: self.started.elapsed().as_secs(),
             port_mode: match self.ports.offloads {
@@ -97,6 +100,11 @@ impl Engine {
         }
     }
 
+    /// Whether the worker is in charge of its pods.
+    fn moves(&self, worker: u16) -> bool {
+        self.heartbeats.get(usize::from(worker)).is_some_and(|heartbeat| !heartbeat.is_out())
+    }
+
     fn pod_rows(&self) -> Vec<PodRow> {
         self.state.pods().map(|pod| self.pod_row(pod)).collect()
     }
@@ -113,7 +121,7 @@ impl Engine {
             mac: text(pod.mac),
             host_ifname: pod.host_ifname.clone(),
             worker: pod.worker,
-            state: match self.is_served(&pod.attachment) {
+            state: match self.is_served(&pod.attachment) && self.moves(pod.worker) {
                 true => PodState::Userspace,
                 false => PodState::Fallback,
             },

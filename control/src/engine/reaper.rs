@@ -13,6 +13,8 @@ use crate::endpoint::{self, HostSide};
 pub struct Reaped {
     /// Its number.
     pub id: PortId,
+    /// Whether a worker holds frames of it.
+    pub had_port: bool,
 }
 
 /// What is to be taken away.
@@ -40,9 +42,10 @@ impl Reaper {
         let mut host = HostSide::open()?;
         std::thread::Builder::new().name("reaper".into()).spawn(move || {
             for corpse in work {
+                let reaped = Reaped { id: corpse.id, had_port: corpse.io.is_some() };
                 bury(&mut host, corpse.io, corpse.device);
                 // The daemon has ended: nobody waits for the answer.
-                if done.send(Reaped { id: corpse.id }).is_err() {
+                if done.send(reaped).is_err() {
                     return;
                 }
                 wake();
@@ -51,15 +54,24 @@ impl Reaper {
         Ok(Reaper { corpses, finished, devices: HashMap::new() })
     }
 
-    /// Remembers the host end of a port that is leaving its worker.
-    pub fn expect(&mut self, id: PortId, host_ifname: String, cookie: String) {
-        self.devices.insert(id, (host_ifname, cookie));
+    /// Deletes a pod's host end: after its socket is closed if the port is still leaving its
+    /// worker, else now.
+    pub fn bury_device(&mut self, id: PortId, host_ifname: String, cookie: String, leaving: bool) {
+        if leaving {
+            self.devices.insert(id, (host_ifname, cookie));
+        } else {
+            self.send(Corpse { id, io: None, device: Some((host_ifname, cookie)) });
+        }
     }
 
     /// Takes the rings of a port that has left its worker.
     pub fn reap(&mut self, id: PortId, io: Box<XskPort>) {
         let device = self.devices.remove(&id);
-        let sent = self.corpses.send(Corpse { id, io: Some(io), device });
+        self.send(Corpse { id, io: Some(io), device });
+    }
+
+    fn send(&self, corpse: Corpse) {
+        let sent = self.corpses.send(corpse);
         assert!(sent.is_ok(), "the reaper lives as long as the daemon");
     }
 

@@ -8,19 +8,11 @@ use netlink_packet_route::route::{
     RouteNextHopFlags, RouteProtocol, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use rustix::io::Errno;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::{Duration, Instant};
 
 /// `RT_TABLE_MAIN`
 pub(super) const TABLE_MAIN: u32 = 254;
-
-/// A thousand times what a kernel without anything else to do takes.
-const LOCAL_DEADLINE: Duration = Duration::from_secs(1);
-
-/// Between two looks at an address that is not in use yet.
-const LOCAL_PAUSE: Duration = Duration::from_micros(50);
 
 /// What a route does with a packet.
 pub type RouteKind = RouteType;
@@ -244,39 +236,6 @@ impl Request {
 }
 
 impl Netlink {
-    /// The route the kernel would take to an address, or `None` if it has none.
-    pub fn route_to(&mut self, dst: IpAddr) -> Result<Option<Route>, NetlinkError> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family_of(dst);
-        message.header.destination_prefix_length = IpNet::from(dst).prefix_len();
-        message.attributes.push(RouteAttribute::Destination(dst.into()));
-        let what = format!("look up the route to {dst}");
-        let request = Request::new(RouteNetlinkMessage::GetRoute(message), 0, what);
-        match self.query([request]) {
-            Ok(answers) => Ok(answers.into_iter().find_map(|message| match message {
-                RouteNetlinkMessage::NewRoute(message) => Route::from_message(message),
-                _ => None,
-            })),
-            Err(error) if error.errno() == Some(Errno::NETUNREACH) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Waits until the kernel takes packets to one of its own IPv6 addresses. Even without
-    /// duplicate address detection a kernel thread adds the address's local route some time
-    /// after the address (net/ipv6/addrconf.c, `addrconf_dad_start`), and until then they are lost.
-    pub fn await_local(&mut self, address: Ipv6Addr) -> Result<(), NetlinkError> {
-        let end = Instant::now() + LOCAL_DEADLINE;
-        let local = |route: Route| route.kind == RouteKind::Local;
-        while !self.route_to(address.into())?.is_some_and(local) {
-            if Instant::now() > end {
-                return Err(NetlinkError::NotLocal { address });
-            }
-            std::thread::sleep(LOCAL_PAUSE);
-        }
-        Ok(())
-    }
-
     /// All IPv4 and IPv6 routes of one table, or of all tables.
     pub fn routes(&mut self, table: Option<u32>) -> Result<Vec<Route>, NetlinkError> {
         let mut routes = Vec::new();

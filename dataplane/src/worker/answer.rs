@@ -43,7 +43,7 @@ impl<P: PacketIo> Worker<P> {
             Ok(len) => {
                 self.pool.truncate(&mut answer, len);
                 self.counters.generated.add(1);
-                self.send_back(ingress, answer);
+                self.send_back(tables, ingress, answer);
             }
             Err(_) => self.pool.release(answer),
         }
@@ -91,11 +91,11 @@ impl<P: PacketIo> Worker<P> {
     }
 
     /// Sends one of our own packets by the port whose packet it answers.
-    pub(super) fn send_back(&mut self, ingress: usize, packet: Packet) {
+    pub(super) fn send_back(&mut self, tables: &Tables, ingress: usize, packet: Packet) {
         let len = packet.len() as u32;
         let egress = self.ports[ingress].id;
         let offload = Offload::default();
-        self.deliver(packet, Routed { egress, offload, wire_packets: 1, wire_bytes: len });
+        self.deliver(tables, packet, Routed { egress, offload, wire_packets: 1, wire_bytes: len });
     }
 }
 

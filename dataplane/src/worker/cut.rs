@@ -33,6 +33,7 @@ impl<P: PacketIo> Worker<P> {
     /// Cuts a packet and passes its segments on.
     pub(super) fn cut(
         &mut self,
+        tables: &Tables,
         ingress: usize,
         egress: &PortSpec,
         packet: Packet,
@@ -45,7 +46,7 @@ impl<P: PacketIo> Worker<P> {
         }
         match self.segments(&packet, &routed, headers) {
             Ok(mut segmenter) => {
-                self.send_segments(ingress, egress, &packet, routed, &mut segmenter);
+                self.send_segments(tables, ingress, egress, &packet, routed, &mut segmenter);
                 // The super-packet was received once and leaves as its segments: each but one
                 // was generated here, and each was sent or dropped.
                 self.pool.release(packet);
@@ -75,6 +76,7 @@ impl<P: PacketIo> Worker<P> {
 
     fn send_segments(
         &mut self,
+        tables: &Tables,
         ingress: usize,
         egress: &PortSpec,
         packet: &Packet,
@@ -95,7 +97,7 @@ impl<P: PacketIo> Worker<P> {
             let mut routed = routed;
             (routed.wire_packets, routed.wire_bytes) = (1, len as u32);
             routed.offload.gso_size = 0;
-            self.pass_on(ingress, egress.worker, piece, routed);
+            self.pass_on(tables, ingress, egress.worker, piece, routed);
             left -= 1;
         }
         // Out of frames in the middle: what is missing is lost, as on a wire.

@@ -36,12 +36,12 @@ fn refused(ip: &Ip<'_>, (kind, code): (u8, u8), rest: u32) -> Outcome {
 
 /// The frame one hop on.
 fn hop_done(frame: &[u8]) -> Vec<u8> {
-    with_hop_limit(frame, |limit| limit - 1)
+    with_hop_limit(frame, |limit| limit.wrapping_sub(1))
 }
 
 /// The frame one hop before.
 pub(super) fn hop_undone(frame: &[u8]) -> Vec<u8> {
-    with_hop_limit(frame, |limit| limit + 1)
+    with_hop_limit(frame, |limit| limit.wrapping_add(1))
 }
 
 fn with_hop_limit(frame: &[u8], change: impl Fn(u8) -> u8) -> Vec<u8> {

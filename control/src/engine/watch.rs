@@ -1,0 +1,128 @@
+//! What the engine looks after between requests: workers that hang, interfaces that vanish, pods
+//! that no worker could serve yet.
+
+use std::time::{Duration, Instant};
+
+use cni_bridge::protocol::Attachment;
+
+use super::Engine;
+use super::compile::port_of;
+use crate::state::PodRecord;
+
+/// A worker that makes no pass for this long hangs: asleep it makes four a second, busy some
+/// thousands.
+const HANG: Duration = Duration::from_secs(2);
+
+/// What was last seen of a worker.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heartbeat {
+    passes: u64,
+    since: Instant,
+    /// Its sentinels are out of the map: the kernel carries its pods.
+    out: bool,
+}
+
+impl Heartbeat {
+    pub(super) fn new() -> Heartbeat {
+        Heartbeat { passes: 0, since: Instant::now(), out: false }
+    }
+
+    pub(super) fn is_out(&self) -> bool {
+        self.out
+    }
+}
+
+impl Engine {
+    /// Looks after everything once; call it about once a second.
+    pub fn watch(&mut self, now: Instant) {
+        self.watch_workers(now);
+        self.serve_unserved();
+    }
+
+    /// Leaves the pods of a worker that hangs to the kernel, until it moves again.
+    fn watch_workers(&mut self, now: Instant) {
+        for (worker, heartbeat) in self.workers.handles().iter().zip(&mut self.heartbeats) {
+            let passes = worker.counters.passes.get();
+            let moves = passes != heartbeat.passes;
+            if moves {
+                (heartbeat.passes, heartbeat.since) = (passes, now);
+            }
+            let id = u32::from(worker.id);
+            let changed = match (heartbeat.out, moves) {
+                (false, false) if now.duration_since(heartbeat.since) >= HANG => {
+                    tracing::error!(worker = id, "hangs: the kernel carries its pods");
+                    self.programs.clear_sentinels(id)
+                }
+                (true, true) => {
+                    tracing::warn!(worker = id, "moves again and carries its pods");
+                    let sentinels = worker.sentinels();
+                    self.programs.set_sentinels(id, sentinels.low(), sentinels.high())
+                }
+                _ => continue,
+            };
+            match changed {
+                Ok(()) => heartbeat.out = !heartbeat.out,
+                Err(error) => tracing::error!(%error, worker = id, "change who carries its pods"),
+            }
+        }
+    }
+
+    /// An interface is gone. If it was a pod's host end, its worker lets go of it; the pod stays
+    /// known until its DEL, which succeeds (CNI spec, "DEL").
+    pub fn link_gone(&mut self, ifindex: u32) {
+        let gone = self.state.pods().find(|pod| pod.host_ifindex == ifindex).cloned();
+        let Some(pod) = gone.filter(|pod| self.is_served(&pod.attachment)) else { return };
+        tracing::warn!(host_ifname = pod.host_ifname, "somebody deleted a pod's interface");
+        self.release(&pod);
+        self.unserved.insert(pod.attachment);
+    }
+
+    /// Takes the port of a pod from its worker and from the XDP maps. Goes on after an error.
+    pub(super) fn release(&mut self, pod: &PodRecord) {
+        let id = port_of(pod);
+        let ifindex = pod.host_ifindex;
+        let steps = [
+            self.programs.clear_socket(u32::from(id.0)),
+            self.programs.remove_port(ifindex),
+            self.programs.forget_sources(ifindex),
+            self.programs.detach(&pod.host_ifname),
+        ];
+        for error in steps.into_iter().filter_map(Result::err) {
+            tracing::warn!(%error, host_ifname = pod.host_ifname, "let go of a pod");
+        }
+        if !self.workers.has_port(id) || self.leaving.contains_key(&id) {
+            return;
+        }
+        self.unserved.insert(pod.attachment.clone());
+        let published = self.publish().and_then(|()| self.workers.remove_port(id));
+        if let Err(error) = published {
+            tracing::error!(%error, "take a port from its worker");
+        }
+        self.leaving.insert(id, pod.attachment.clone());
+    }
+
+    /// Tries again to serve the pods that no worker serves, if their interface is there.
+    fn serve_unserved(&mut self) {
+        let waiting: Vec<Attachment> = self.unserved.iter().cloned().collect();
+        for attachment in waiting {
+            let Some(pod) = self.state.pod(&attachment).cloned() else { continue };
+            if self.leaving.contains_key(&port_of(&pod)) || !self.is_there(&pod) {
+                continue;
+            }
+            self.unserved.remove(&attachment);
+            if let Err(error) = self.serve(&pod) {
+                tracing::warn!("serve {} again: {error:#}", pod.host_ifname);
+                self.unserved.insert(attachment);
+            }
+        }
+    }
+
+    /// Whether the pod's host end is still the one we made.
+    pub(super) fn is_there(&mut self, pod: &PodRecord) -> bool {
+        let link = self.netlink.link(&pod.host_ifname).ok().flatten();
+        link.is_some_and(|link| {
+            link.index == pod.host_ifindex
+                && link.alias.as_deref() == Some(super::pod_cookie(&pod.attachment).as_str())
+        })
+    }
+}
