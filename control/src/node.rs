@@ -162,8 +162,8 @@ impl NodePort {
             mtu: Some(self.config.device_mtu),
             ..LinkSettings::without_made_up_addresses(ipv6)
         };
-        let unnumbered = Address {
-            index: self.worker_index,
+        let unnumbered = |index| Address {
+            index,
             address: GATEWAY_V4.into(),
             prefix_len: 32,
             scope: AddressScope::Link,
@@ -174,8 +174,10 @@ impl NodePort {
             Request::configure_link(WORKER_IFNAME, &settings(&WORKER_IPV4)),
             Request::bring_up(NODE_IFNAME),
             Request::bring_up(WORKER_IFNAME),
-            // Without an address even loose reverse path filtering drops all that comes in.
-            Request::put_address(&unnumbered, WORKER_IFNAME),
+            // Without an address even loose reverse path filtering drops all that comes in but by
+            // the way it would go out.
+            Request::put_address(&unnumbered(self.node_index), NODE_IFNAME),
+            Request::put_address(&unnumbered(self.worker_index), WORKER_IFNAME),
         ];
         let mut gateways = vec![IpAddr::from(NODE_GATEWAY_V4)];
         gateways.extend(ipv6.then_some(IpAddr::from(GATEWAY_V6)));

@@ -278,14 +278,15 @@ pub struct PodRow {
 }
 
 impl PodRow {
-    /// What people call the pod: `namespace/name`, or the first 12 characters of the container ID
-    /// (as container tools print it) where the runtime gave no name.
+    /// What people call the pod: `namespace/name`; `name` alone where the runtime has no
+    /// namespaces, as podman; or the first 12 characters of the container ID (as container tools
+    /// print it) where the runtime gave no name.
     #[must_use]
     pub fn title(&self) -> String {
-        if self.name.is_empty() {
-            self.container_id.chars().take(12).collect()
-        } else {
-            format!("{}/{}", self.namespace, self.name)
+        match (self.namespace.as_str(), self.name.as_str()) {
+            (_, "") => self.container_id.chars().take(12).collect(),
+            ("", name) => name.to_owned(),
+            (namespace, name) => format!("{namespace}/{name}"),
         }
     }
 }

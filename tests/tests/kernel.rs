@@ -171,8 +171,9 @@ fn services_of_others_reach_a_local_backend_whatever_the_daemon_does() {
                 for from in [&client.namespace, node.namespace(), &backend.namespace] {
                     let (there, here) = connect(from, dial, listener)
                         .with_context(|| format!("from {}", from.path().display()))?;
-                    pump(&there, &here, SOME_BYTES)?;
-                    pump(&here, &there, SOME_BYTES)?;
+                    let from = || format!("from {} to {service}", from.path().display());
+                    pump(&there, &here, SOME_BYTES).with_context(from)?;
+                    pump(&here, &there, SOME_BYTES).with_context(from)?;
                 }
             }
             streams.iter().try_for_each(|s| s.wait_for_progress(Duration::from_secs(5)))
@@ -355,6 +356,9 @@ fn forged_frames_get_nowhere_while_the_daemon_lives_dies_and_returns() {
         let pod = node.add_pod("forger")?;
         let victim = node.add_pod("victim")?;
         let frames = forgeries(&pod, &victim, host_mac(node, &pod)?);
+        // A pod that may forge may also remove the marker, which else replaces the source MAC of
+        // whatever the pod sends.
+        pod.namespace.run("tc", &["qdisc", "del", "dev", IFNAME, "clsact"])?;
         let forger = Forger::start(&pod.namespace, IFNAME)?;
         let watch = Watch::start(node, &victim)?;
         let send = |times: usize| -> Result<()> {
@@ -398,9 +402,10 @@ fn forged_frames_get_nowhere_while_the_daemon_lives_dies_and_returns() {
             ensure!(forged.is_empty(), "{who} saw {forged:#?}");
             // The node sees what is for itself and what it forwards to the outside.
             let expected = if who == "the node" { 4 } else { 2 };
-            ensure!(seen.len() >= expected, "{who} should see honest packets: {seen:?}");
+            ensure!(seen.len() >= expected, "{who} saw too little: {seen:?}");
             // With the right source IP but a stranger's MAC, more would have come.
-            ensure!(seen.len() <= expected, "{who} saw too much: {seen:#?}");
+            let few: Vec<_> = seen.iter().take(10).collect();
+            ensure!(seen.len() <= expected, "{who} saw {}: {few:#?}", seen.len());
         }
         Ok(())
     });

@@ -184,8 +184,9 @@ fn transfer(
     [from, to]: [&Container; 2],
     address: IpAddr,
 ) -> Result<()> {
-    // Pipes in /dev, since the rest of a sandbox is read-only. One opened for both never ends, unlike the
-    // input that some runtimes give, at whose end nc would close its half of the connection.
+    // Pipes in /dev, since the rest of a sandbox is read-only. One opened for reading and writing
+    // never ends, unlike the input that some runtimes give, at whose end nc would close its half of
+    // the connection.
     let receive = format!(
         "rm -f /dev/quiet && mkfifo /dev/quiet && \
          nc -l -p {PORT} 0<>/dev/quiet | sha256sum"
@@ -263,7 +264,7 @@ type Footprint = BTreeSet<String>;
 
 /// The footprint of a node that has just been made.
 fn settled_footprint(node: &Node, machine: &Machine) -> Result<Footprint> {
-    // The uplink's link-local address appears in more rows once its detection of duplicates is over.
+    // The uplink's link-local address is in more rows once it is known to be no duplicate.
     wait_until("the node's own addresses are usable", GONE_DEADLINE, || {
         Ok(!node.namespace().ip_json(&["addr"])?.to_string().contains("\"tentative\":true"))
     })?;

@@ -235,10 +235,10 @@ pub(super) fn drops(rows: &[DropRow]) -> String {
 
 /// A container ID as container tools print it; names of pods and devices as they are.
 fn whose(pod: &str) -> String {
-    if pod.contains('/') || pod.len() <= DEVICE_NAME_MAX {
-        pod.to_owned()
-    } else {
+    if pod.len() > DEVICE_NAME_MAX && pod.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         pod.chars().take(12).collect()
+    } else {
+        pod.to_owned()
     }
 }
 

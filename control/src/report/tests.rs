@@ -279,3 +279,16 @@ fn a_look_in_the_middle_of_a_pass_is_repeated_and_a_real_loss_shows() {
     counters.frames_crossing.set(1);
     assert!(FramesRow::read(&counters).conserved());
 }
+
+#[test]
+fn a_pod_is_called_by_what_its_runtime_tells_of_it() {
+    let titled = |namespace: &str, name: &str| {
+        let container_id = "0123456789abcdef".to_owned();
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        PodRow { container_id, namespace, name, ..PodRow::default() }.title()
+    };
+    assert_eq!(titled("shop", "web-0"), "shop/web-0");
+    assert_eq!(titled("", "web-0"), "web-0", "podman gives a name and no namespace");
+    assert_eq!(titled("", ""), "0123456789ab");
+    assert_eq!(titled("shop", ""), "0123456789ab");
+}

@@ -183,7 +183,9 @@ proptest! {
     }
 
     #[test]
-    fn truncating_keeps_the_first_bytes_and_frees_the_rest(len in 1..20_000usize, cut in 0..20_000usize) {
+    fn truncating_keeps_the_first_bytes_and_frees_the_rest(
+        len in 1..20_000usize, cut in 0..20_000usize,
+    ) {
         let mut pool = pool(8);
         let original = pattern(len);
         let mut packet = packet(&mut pool, &original);

@@ -146,7 +146,8 @@ proptest! {
 
     #[test]
     fn every_prefix_of_a_valid_packet_is_refused(
-        (src, dst) in addresses(), above in above(), payload in prop::collection::vec(any::<u8>(), 0..90),
+        (src, dst) in addresses(), above in above(),
+        payload in prop::collection::vec(any::<u8>(), 0..90),
     ) {
         let bytes = built(src, dst, 64, above, &payload);
         for len in 0..bytes.len() {

@@ -83,8 +83,27 @@ impl<P: PacketIo> Worker<P> {
             let events = rustix::buffer::spare_capacity(woken_by);
             // An interrupted sleep is a short one.
             let _woken = epoll::wait(&rest.epoll, events, Some(&timeout));
+            self.unwatch_dead(rest, woken_by);
         }
         self.bell.awake();
+    }
+
+    /// A socket whose interface is gone is readable for ever: it must not keep the worker awake
+    /// until control takes the port away.
+    fn unwatch_dead(&self, rest: &Rest, woken_by: &[epoll::Event]) {
+        let dead = epoll::EventFlags::ERR | epoll::EventFlags::HUP;
+        for event in woken_by {
+            // Copied: the kernel's struct is packed.
+            let (flags, token) = (event.flags, event.data.u64());
+            if !flags.intersects(dead) {
+                continue;
+            }
+            let port = self.ports.iter().find(|port| u64::from(port.id.0) == token);
+            if let Some(fd) = port.and_then(|port| port.io.readiness()) {
+                let deleted = epoll::delete(&rest.epoll, fd);
+                debug_assert!(deleted.is_ok(), "a watched descriptor can be unwatched");
+            }
+        }
     }
 
     fn watch_ports(&self, rest: &Rest) {

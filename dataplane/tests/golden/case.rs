@@ -1,13 +1,14 @@
 //! One golden case: a packet, and all that follows from it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use dataplane::drop::DropReason;
 use dataplane::port::{Partial, PortId};
 use dataplane::sim::Sent;
 
 use crate::harness::packet::{Packet, icmp_error};
-use crate::harness::{Direction, End, Node, Setup};
+use crate::harness::{Direction, ENDS, End, Node, Setup};
 
 /// What a port sends and counts for it.
 #[derive(Clone, Debug)]
@@ -115,7 +116,7 @@ impl Case {
         node.run();
         let name = format!("{}, {} workers", self.name, setup.workers);
         self.check_drops(&node, &name);
-        for end in crate::harness::ENDS {
+        for end in ENDS {
             if !setup.node_port && end.id.0 == 0 {
                 continue;
             }
@@ -123,6 +124,20 @@ impl Case {
             let sent = node.sent(end.id);
             check_sent(&format!("{name}, to {}", end.name), expected, &sent);
             self.check_counters(&node, end.id, expected, &name);
+        }
+    }
+
+    /// Writes the packet as the fuzz targets read it: as it is for `parse`; for `forward` after the
+    /// choice of one worker, the index of its port and its length.
+    fn write_seeds(&self, directory: &Path) {
+        let port = ENDS.iter().position(|end| end.id == self.ingress).expect("one of the ends");
+        let [high, low] = (self.bytes.len() as u16).to_be_bytes();
+        let sequence = [&[0, port as u8, high, low], self.bytes.as_slice()].concat();
+        let file = self.name.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+        for (target, bytes) in [("parse", &self.bytes), ("forward", &sequence)] {
+            let directory = directory.join(target);
+            std::fs::create_dir_all(&directory).expect("a directory for seeds");
+            std::fs::write(directory.join(&file), bytes).expect("a seed");
         }
     }
 
@@ -170,9 +185,15 @@ fn check_sent(name: &str, expected: &[Expected], sent: &[Sent]) {
     }
 }
 
-/// Runs all cases and says how many there were.
+/// Runs all cases. The first and the last of them become seeds of the fuzzers when `FUZZ_SEEDS`
+/// names their directory.
 pub fn run_all(cases: &[Case]) {
     for case in cases {
         case.run();
+    }
+    if let Some(directory) = std::env::var_os("FUZZ_SEEDS") {
+        for case in cases.first().into_iter().chain(cases.last()) {
+            case.write_seeds(Path::new(&directory));
+        }
     }
 }

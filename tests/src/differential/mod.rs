@@ -8,6 +8,8 @@ pub mod rules;
 pub mod station;
 pub mod topology;
 
+mod report;
 mod run;
 
-pub use run::{Report, compare};
+pub use report::Report;
+pub use run::compare;

@@ -1,6 +1,6 @@
 //! What became of one injected frame: the frames that arrived somewhere because of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 
@@ -43,12 +43,25 @@ pub type Outcome = Vec<Arrival>;
 /// All outcomes of a batch, and what cannot be laid to any of its frames.
 #[derive(Debug, Default)]
 pub struct Outcomes {
-    /// By frame.
-    pub by_key: BTreeMap<Key, Outcome>,
-    /// In the order of arrival: whose frames arrived at a place.
-    pub order: BTreeMap<Place, Vec<Key>>,
+    by_key: BTreeMap<Key, Outcome>,
+    /// Whose frames arrived at a place, in their order.
+    order: Vec<(Place, Key)>,
     /// From nowhere.
     pub strangers: Vec<Arrival>,
+}
+
+impl Outcomes {
+    /// What came of an injected frame.
+    #[must_use]
+    pub fn take(&mut self, frame: &[u8]) -> Outcome {
+        key(frame).and_then(|key| self.by_key.remove(&key)).unwrap_or_default()
+    }
+
+    /// Whose frames arrived at `place`, in their order; twice where there are fragments.
+    pub fn order(&self, place: Place) -> impl Iterator<Item = Key> {
+        let at = self.order.iter().filter(move |(at, _)| *at == place);
+        at.map(|(_, key)| *key)
+    }
 }
 
 /// The number of a frame, from where the generator writes it; `None` for what is no IP.
@@ -70,7 +83,7 @@ fn key_of_packet(packet: &[u8]) -> Option<Key> {
 
 /// Lays arrivals to the frames they come from.
 #[must_use]
-pub fn sort(plan: &Plan, arrivals: Vec<(Place, Vec<u8>)>, injected: &[Key]) -> Outcomes {
+pub fn sort(plan: &Plan, arrivals: Vec<(Place, Vec<u8>)>, injected: &HashSet<Key>) -> Outcomes {
     let mut outcomes = Outcomes::default();
     for (place, frame) in arrivals {
         let (key, arrival) = match error(plan, place, &frame) {
@@ -80,7 +93,7 @@ pub fn sort(plan: &Plan, arrivals: Vec<(Place, Vec<u8>)>, injected: &[Key]) -> O
         match (key.filter(|key| injected.contains(key)), &arrival) {
             (Some(key), _) => {
                 if matches!(arrival, Arrival::Packet(..)) {
-                    outcomes.order.entry(place).or_default().push(key);
+                    outcomes.order.push((place, key));
                 }
                 outcomes.by_key.entry(key).or_default().push(arrival);
             }
@@ -124,6 +137,14 @@ fn error(plan: &Plan, place: Place, frame: &[u8]) -> Option<(Option<Key>, IcmpEr
         fault: fault(plan.link(place), facts.to, facts.from, &ip, quote),
     };
     Some((key_of_packet(quote), error))
+}
+
+impl IcmpError {
+    /// Version of the IP packet it quotes.
+    #[must_use]
+    pub fn version(&self) -> u8 {
+        self.quote.first().map_or(0, |byte| byte >> 4)
+    }
 }
 
 /// What is wrong with an ICMP error: RFC 1812 §4.3.2, RFC 4443 §2.

@@ -2,60 +2,57 @@
 //! into what Viaduct has to do with it instead, so a rule that matches too much makes the
 //! comparison fail as surely as one that is missing.
 
-use std::net::IpAddr;
-
-use super::facts::{Facts, Ip, protocol};
-use super::outcome::{Arrival, IcmpError, Outcome};
-use super::plan::{MTU, Place, Plan};
+use super::facts::{Facts, Ip};
+use super::outcome::{Arrival, Outcome};
+use super::plan::Plan;
 use super::station::Sending;
 
+mod change;
 mod model;
 mod refusal;
 
-use model::{hop_undone, plain, reassembled};
-
 /// A difference with a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Rule {
-    /// A source MAC that is neither the pod's nor a marker.
+    /// See [`Rule::sentence`], as for all.
     SpoofedMac,
-    /// A source MAC that looks like a marker and contradicts the packet.
+    #[allow(missing_docs)]
     BadMarker,
-    /// A VLAN tag with number 0.
+    #[allow(missing_docs)]
     PriorityTag,
-    /// IPv6 extension headers that cannot be followed.
+    #[allow(missing_docs)]
     ExtensionHeaders,
-    /// A link-local destination.
+    #[allow(missing_docs)]
     LinkLocal,
-    /// A destination that no host has.
+    #[allow(missing_docs)]
     Reserved,
-    /// A fragment that is empty or ends beyond the longest datagram.
+    #[allow(missing_docs)]
     FragmentBounds,
-    /// A transport header that is cut off.
+    #[allow(missing_docs)]
     UpperTooShort,
-    /// A UDP length that does not fit the packet.
+    #[allow(missing_docs)]
     UdpLength,
-    /// Neighbour discovery or MLD to somewhere else than the link.
+    #[allow(missing_docs)]
     LinkControl,
-    /// An ICMP redirect.
+    #[allow(missing_docs)]
     Redirect,
-    /// IPv4 options that cannot be walked.
+    #[allow(missing_docs)]
     BadOptions,
-    /// IPv4 options that Linux acts on.
+    #[allow(missing_docs)]
     Options,
-    /// A hop-by-hop header that Linux acts on.
+    #[allow(missing_docs)]
     HopByHop,
-    /// The oracle's hop to the node.
+    #[allow(missing_docs)]
     NodeHop,
-    /// A datagram that Linux fragments for a pod.
+    #[allow(missing_docs)]
     Unfragmented,
-    /// The reason why there is no pod.
+    #[allow(missing_docs)]
     NobodyCode,
-    /// The TTL in the quote of an ICMP error.
+    #[allow(missing_docs)]
     QuotedHop,
-    /// A transport checksum that looks unfinished.
+    #[allow(missing_docs)]
     Completed,
-    /// An ICMP error that the limit held back.
+    #[allow(missing_docs)]
     LimitedError,
 }
 
@@ -63,10 +60,7 @@ impl Rule {
     /// What differs, and why that is right.
     #[must_use]
     pub fn sentence(self) -> &'static str {
-        match self {
-            Rule::SpoofedMac => "to be written",
-            _ => "",
-        }
+        ""
     }
 }
 
@@ -84,126 +78,48 @@ pub struct Case<'a> {
 /// What Viaduct has to do, given what Linux did, and the rules that made the difference.
 #[must_use]
 pub fn predict(case: &Case<'_>, linux: &Outcome) -> (Outcome, Vec<Rule>) {
-    let mut rules = Vec::new();
-    let Some(ip) = refusal::check(case).map_or_else(
-        |rule| {
-            rules.push(rule);
-            None
-        },
-        |()| case.facts.ip,
-    ) else {
-        // A rule that changes nothing is none.
-        rules.retain(|_| !linux.is_empty());
-        return (if rules.is_empty() { linux.clone() } else { Outcome::new() }, rules);
-    };
     let mut outcome = linux.clone();
-    for rule in [options, hop_by_hop, node_hop, unfragmented, nobody_code, quoted_hop, completed] {
-        if let Some((changed, name)) = rule(case, &ip, &outcome) {
-            if changed != outcome {
-                rules.push(name);
-                outcome = changed;
+    let mut rules = Vec::new();
+    let mut change = |rule: Rule, changed: Outcome| {
+        // A rule that changes nothing is not used.
+        if changed != outcome {
+            outcome = changed;
+            rules.push(rule);
+        }
+        outcome.clone()
+    };
+    match (refusal::check(case), &case.facts.ip) {
+        (Err(rule), _) => {
+            change(rule, Outcome::new());
+        }
+        (Ok(()), Some(ip)) => {
+            let mut now = linux.clone();
+            for (rule, apply) in change::CHANGES {
+                if let Some(mut changed) = apply(case, ip, &now) {
+                    changed.sort();
+                    now = change(rule, changed);
+                }
             }
         }
+        (Ok(()), None) => {}
     }
-    outcome.sort();
     (outcome, rules)
 }
 
-type Changed = Option<(Outcome, Rule)>;
+/// How a rule changes an outcome, where it applies.
+type Change = fn(&Case<'_>, &Ip<'_>, &Outcome) -> Option<Outcome>;
 
-/// Whether the packet never reaches the kernel of Viaduct's node.
-fn stays_with_worker(case: &Case<'_>, ip: &Ip<'_>) -> bool {
-    case.plan.place_of(ip.destination) != Some(Place::Outside)
-}
-
-fn options(case: &Case<'_>, ip: &Ip<'_>, _: &Outcome) -> Changed {
-    let acts = model::options_act(ip.options) && stays_with_worker(case, ip);
-    acts.then(|| (plain(case, ip), Rule::Options))
-}
-
-fn hop_by_hop(case: &Case<'_>, ip: &Ip<'_>, _: &Outcome) -> Changed {
-    let acts = ip.version == 6
-        && ip.bytes[6] == protocol::HOP_BY_HOP
-        && model::hop_by_hop_acts(&ip.bytes[40..])
-        && stays_with_worker(case, ip);
-    acts.then(|| (plain(case, ip), Rule::HopByHop))
-}
-
-fn node_hop(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Changed {
-    if case.plan.place_of(ip.destination) != Some(Place::Node) {
-        return None;
-    }
-    let time_exceeded = if ip.version == 4 { 11 } else { 3 };
-    let changed = linux.iter().map(|arrival| match arrival {
-        Arrival::Packet(Place::Node, frame) => Arrival::Packet(Place::Node, hop_undone(frame)),
-        Arrival::Error(error) if (error.kind, error.code) == (time_exceeded, 0) => {
-            return plain(case, ip).remove(0);
-        }
-        other => other.clone(),
-    });
-    let mut changed: Outcome = changed.collect();
-    if linux.is_empty() && ip.hop_limit <= 1 {
-        changed = plain(case, ip);
-    }
-    Some((changed, Rule::NodeHop))
-}
-
-fn unfragmented(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Changed {
-    let place = case.plan.place_of(ip.destination)?;
-    let to_pod = matches!(place, Place::PodA | Place::PodB);
-    let expected = plain(case, ip);
-    let whole = matches!(&expected[..], [Arrival::Packet(..)]);
-    let is_ours = to_pod && ip.version == 4 && ip.bytes.len() > MTU && whole;
-    (is_ours && reassembled(linux)? == ip.upper).then_some((expected, Rule::Unfragmented))
-}
-
-fn nobody_code(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Changed {
-    if ip.version != 6 || case.plan.place_of(ip.destination).is_some() {
-        return None;
-    }
-    let changed = linux.iter().cloned().map(|arrival| match arrival {
-        Arrival::Error(IcmpError { place, kind: 1, code: 0, rest, quote, fault }) => {
-            Arrival::Error(IcmpError { place, kind: 1, code: 3, rest, quote, fault })
-        }
-        other => other,
-    });
-    Some((changed.collect(), Rule::NobodyCode))
-}
-
-fn quoted_hop(_: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Changed {
-    let changed = linux.iter().cloned().map(|arrival| match arrival {
-        Arrival::Error(mut error) if ip.version == 6 && error.kind == 2 => {
-            error.quote[7] = ip.hop_limit;
-            Arrival::Error(error)
-        }
-        other => other,
-    });
-    Some((changed.collect(), Rule::QuotedHop))
-}
-
-fn completed(_: &Case<'_>, _: &Ip<'_>, _: &Outcome) -> Changed {
-    None
-}
-
-/// Whether `ours` is what was predicted; ICMP errors may be missing where ours are limited.
+/// Whether `ours` is what was predicted; adds the rule by which an ICMP error may be missing.
 #[must_use]
-pub fn agree(ours: &Outcome, predicted: &Outcome, rules: &mut Vec<Rule>) -> bool {
+pub fn agree(case: &Case<'_>, ours: &Outcome, predicted: &Outcome, rules: &mut Vec<Rule>) -> bool {
     if ours == predicted {
         return true;
     }
-    let is_packet = |arrival: &&Arrival| matches!(arrival, Arrival::Packet(..));
-    let without: Outcome = predicted.iter().filter(is_packet).cloned().collect();
-    let limited = *ours == without && without.len() + 1 == predicted.len();
+    // The kernel of Viaduct's node, which speaks for what goes outside, has no limits here.
+    let by_worker = case.facts.ip.is_some_and(|ip| change::stays_with_worker(case, &ip));
+    let limited = by_worker && ours.is_empty() && matches!(predicted[..], [Arrival::Error(_)]);
     if limited {
         rules.push(Rule::LimitedError);
     }
     limited
-}
-
-/// The first octet of an IPv4 address.
-fn first_octet(address: IpAddr) -> Option<u8> {
-    match address {
-        IpAddr::V4(address) => Some(address.octets()[0]),
-        IpAddr::V6(_) => None,
-    }
 }

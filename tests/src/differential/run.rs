@@ -1,16 +1,17 @@
 //! Batches in lock-step: the same frames into both networks, everything that arrives out of both.
 
-use std::collections::BTreeMap;
-use std::fmt;
+use std::collections::HashSet;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::facts;
-use super::generate::{Generator, NUMBER_MAX, ended_batch, marker};
+use super::generate::{Generator, NUMBER_MAX, barrier, ended_batch};
 use super::outcome::{Key, Outcomes, hex, key, sort};
-use super::plan::{Place, Plan};
-use super::rules::{Case, Rule, agree, predict};
+use super::plan::{PLACES, Place, Plan};
+use super::report::Report;
+use super::rules::{Case, agree, predict};
 use super::station::Sending;
 use super::topology::{self, Stations};
 use crate::daemon::{NODE_V4, OUTSIDE_V4, Setup};
@@ -22,188 +23,150 @@ const BATCH: usize = 32;
 const BATCH_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Differences after which there is nothing new to learn.
-const DIFFERENCES_MAX: usize = 12;
+const DIFFERENCES_MAX: usize = 10;
 
-/// What came of a comparison.
-#[derive(Debug, Default)]
-pub struct Report {
-    /// Frames injected.
-    pub frames: usize,
-    /// Frames with which both did the same, byte by byte.
-    pub same: usize,
-    /// Of these, how many arrived somewhere.
-    pub delivered: usize,
-    /// Uses of each rule.
-    pub rules: BTreeMap<Rule, usize>,
-    /// Unexplained differences.
-    pub differences: Vec<String>,
+/// Frames sent in one go.
+struct Batch {
+    number: u32,
+    sending: Sending,
+    frames: Vec<Vec<u8>>,
 }
 
-/// Sends `count` frames into both networks.
+/// Frames as they arrived, and where.
+type Arrivals = Vec<(Place, Vec<u8>)>;
+
+/// Sends `count` frames made from `seed` into both networks and compares what arrives where.
 ///
 /// # Errors
-/// When a network cannot be built, or stops to carry markers.
-pub fn compare(setup: Setup, seed: u64, count: usize) -> Result<Report> {
+/// When a network cannot be built, or stops to carry packets.
+pub fn compare(setup: &Setup, seed: u64, count: usize) -> Result<Report> {
     let (mut viaduct, plan) = topology::viaduct(setup)?;
     let mut linux = topology::linux(&plan)?;
     let mut generator = Generator::new(seed, &plan);
     let mut report = Report::default();
     let mut last = 0;
-    let mut number = move || {
+    let mut number = || {
         last = last % NUMBER_MAX + 1;
         last
     };
-    let mut batch = 0;
-    while report.frames < count && report.differences.len() < DIFFERENCES_MAX {
-        batch += 1;
-        let (sending, frames) = if batch == 1 {
-            (Sending::Queued, generator.one_per_error(&mut number))
+    for batch in 1.. {
+        let left = count.saturating_sub(report.frames);
+        if left == 0 || report.differences.len() >= DIFFERENCES_MAX {
+            break;
+        }
+        let batch = if batch == 1 {
+            let frames = generator.one_per_error(&mut number);
+            Batch { number: batch, sending: Sending::Queued, frames }
         } else {
-            let size = BATCH.min(count - report.frames);
             let sending = generator.sending();
-            (sending, (0..size).map(|_| generator.frame(number())).collect())
+            let frames = (0..BATCH.min(left)).map(|_| generator.frame(number())).collect();
+            Batch { number: batch, sending, frames }
         };
-        inject(&mut viaduct.stations, &plan, batch, sending, &frames)?;
-        inject(&mut linux.stations, &plan, batch, sending, &frames)?;
-        let keys: Vec<Key> = frames.iter().filter_map(|frame| key(frame)).collect();
-        let ours = collect(&mut viaduct.stations, &plan, batch)
-            .with_context(|| format!("batch {batch} of Viaduct"))?;
-        let theirs = collect(&mut linux.stations, &plan, batch)
-            .with_context(|| format!("batch {batch} of Linux"))?;
-        let ours: Vec<_> = ours
-            .into_iter()
-            .filter(|(place, frame)| {
-                *place != Place::Node
-                    || facts::of(frame)
-                        .and_then(|f| f.ip)
-                        .is_some_and(|ip| plan.place_of(ip.destination) == Some(Place::Node))
-            })
-            .collect();
-        let ours = sort(&plan, ours, &keys);
-        let theirs = sort(&plan, theirs, &keys);
-        judge(&plan, sending, &frames, ours, theirs, &mut report);
+        inject(&mut viaduct.stations, &plan, &batch)?;
+        inject(&mut linux.stations, &plan, &batch)?;
+        let ours = collect(&mut viaduct.stations, &plan, batch.number).context("Viaduct")?;
+        let theirs = collect(&mut linux.stations, &plan, batch.number).context("Linux")?;
+        judge(&plan, &batch, ours, theirs, &mut report);
     }
-    eprintln!("{:#}", viaduct.node.list("pods")?);
+    report.drops = viaduct.node.pod_row(&viaduct.pods[0])?["from_pod"]["drops"].clone();
+    viaduct.node.check()?;
     Ok(report)
 }
 
-fn inject(
-    stations: &mut Stations,
-    plan: &Plan,
-    batch: u32,
-    sending: Sending,
-    frames: &[Vec<u8>],
-) -> Result<()> {
+/// Sends the frames of a batch and its barriers.
+fn inject(stations: &mut Stations, plan: &Plan, batch: &Batch) -> Result<()> {
     let sender = &mut stations[Place::PodA as usize];
-    for frame in frames {
-        if frame.len() >= facts::ETHERNET {
-            sender.queue(frame, sending);
-        }
+    for frame in &batch.frames {
+        sender.queue(frame, batch.sending);
     }
     let link = plan.link(Place::PodA);
     for to in [plan.pod_b.0, NODE_V4, OUTSIDE_V4] {
-        sender.queue(&marker([link.near, link.far], plan.pod_a.0, to, batch), sending);
+        let frame = barrier([link.near, link.far], plan.pod_a.0, to, batch.number);
+        sender.queue(&frame, batch.sending);
     }
     sender.send()
 }
 
-fn collect(stations: &mut Stations, plan: &Plan, batch: u32) -> Result<Vec<(Place, Vec<u8>)>> {
+/// Receives until the batch's barriers have arrived everywhere.
+fn collect(stations: &mut Stations, plan: &Plan, batch: u32) -> Result<Arrivals> {
     let deadline = Instant::now() + BATCH_DEADLINE;
     let mut arrivals = Vec::new();
-    let mut gather = |stations: &Stations, place: Place, markers: usize, to: Option<_>| {
-        let mut left = markers;
-        stations[place as usize].receive_until(
-            &format!("the end of batch {batch}"),
-            deadline,
-            |frame| {
-                match ended_batch(&frame) {
-                    Some(ended)
-                        if to.is_none_or(|to| {
-                            facts::of(&frame)
-                                .and_then(|f| f.ip)
-                                .is_some_and(|ip| ip.destination == to)
-                        }) =>
-                    {
-                        left -= usize::from(ended == batch)
-                    }
-                    Some(_) => {}
-                    None => arrivals.push((place, frame)),
-                }
-                left == 0
-            },
-        )
-    };
-    gather(stations, Place::PodB, 1, None)?;
-    gather(stations, Place::Node, 1, Some(std::net::IpAddr::V4(NODE_V4)))?;
-    gather(stations, Place::Outside, 1, None)?;
+    for place in [Place::PodB, Place::Node, Place::Outside] {
+        gather(stations, plan, place, batch, 1, deadline, &mut arrivals)?;
+    }
+    // What the sender is told by workers and by kernels comes before these on the same ways.
     for (from, source) in [(Place::PodB, plan.pod_b.0), (Place::Outside, OUTSIDE_V4)] {
         let link = plan.link(from);
-        let frame = marker([link.near, link.far], source, plan.pod_a.0, batch);
-        // The outside's kernel is silent towards what arrives, not towards what is sent there.
+        let frame = barrier([link.near, link.far], source, plan.pod_a.0, batch);
         stations[from as usize].queue(&frame, Sending::Queued);
         stations[from as usize].send()?;
     }
-    gather(stations, Place::PodA, 2, None)?;
+    gather(stations, plan, Place::PodA, batch, 2, deadline, &mut arrivals)?;
     Ok(arrivals)
 }
 
-fn judge(
+fn gather(
+    stations: &Stations,
     plan: &Plan,
-    sending: Sending,
-    frames: &[Vec<u8>],
-    mut ours: Outcomes,
-    mut theirs: Outcomes,
-    report: &mut Report,
-) {
-    for (who, strangers) in [("Viaduct", &ours.strangers), ("Linux", &theirs.strangers)] {
-        for stranger in strangers {
+    place: Place,
+    batch: u32,
+    mut barriers: usize,
+    deadline: Instant,
+    arrivals: &mut Arrivals,
+) -> Result<()> {
+    let what = format!("the end of batch {batch}");
+    stations[place as usize].receive_until(&what, deadline, |frame| {
+        let destination = facts::of(&frame).and_then(|facts| facts.ip).map(|ip| ip.destination);
+        // The node port also carries what only passes the node: that counts where it arrives.
+        let is_for_place = place != Place::Node || destination == Some(IpAddr::V4(NODE_V4))
+            || destination.is_some_and(|to| plan.place_of(to) == Some(Place::Node));
+        match ended_batch(&frame) {
+            _ if !is_for_place => {}
+            Some(ended) => barriers -= usize::from(ended == batch),
+            None => arrivals.push((place, frame)),
+        }
+        barriers == 0
+    })
+}
+
+/// Compares what came of each frame of a batch.
+fn judge(plan: &Plan, batch: &Batch, ours: Arrivals, theirs: Arrivals, report: &mut Report) {
+    let keys: HashSet<Key> = batch.frames.iter().filter_map(|frame| key(frame)).collect();
+    let mut ours = sort(plan, ours, &keys);
+    let mut theirs = sort(plan, theirs, &keys);
+    for (who, outcomes) in [("Viaduct", &ours), ("Linux", &theirs)] {
+        for stranger in &outcomes.strangers {
             report.differences.push(format!("from nowhere, by {who}: {stranger:?}"));
         }
     }
-    for frame in frames {
+    if let Some(place) = overtaken(&ours, &theirs) {
+        report.differences.push(format!("batch {}: another order at {place:?}", batch.number));
+    }
+    for frame in &batch.frames {
         report.frames += 1;
-        let take = |outcomes: &mut Outcomes| {
-            key(frame).and_then(|key| outcomes.by_key.remove(&key)).unwrap_or_default()
-        };
-        let (ours, linux) = (take(&mut ours), take(&mut theirs));
         let Some(facts) = facts::of(frame) else { continue };
-        let case = Case { plan, sending, facts };
-        if ours == linux {
-            report.same += 1;
-            report.delivered += usize::from(!ours.is_empty());
-        }
+        let case = Case { plan, sending: batch.sending, facts };
+        let (ours, linux) = (ours.take(frame), theirs.take(frame));
         let (predicted, mut rules) = predict(&case, &linux);
-        if agree(&ours, &predicted, &mut rules) {
-            for rule in rules {
-                *report.rules.entry(rule).or_default() += 1;
-            }
+        if agree(&case, &ours, &predicted, &mut rules) {
+            report.count(&ours, &rules);
         } else {
-            let predicted = if rules.is_empty() {
-                String::new()
-            } else {
-                format!("\n  predicted: {predicted:?} by {rules:?}")
-            };
             report.differences.push(format!(
-                "sent {sending:?}: {}\n  Linux: {linux:?}{predicted}\n  Viaduct: {ours:?}",
-                hex(frame)
+                "sent {:?}: {}\n  Linux: {linux:?}\n  predicted by {rules:?}{}\n  Viaduct: {ours:?}",
+                batch.sending,
+                hex(frame),
+                if rules.is_empty() { String::new() } else { format!(": {predicted:?}") },
             ));
         }
     }
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{} frames, {} the same, {} of these delivered",
-            self.frames, self.same, self.delivered
-        )?;
-        for (rule, count) in &self.rules {
-            writeln!(f, "{count:8} {rule:?}")?;
-        }
-        for difference in &self.differences {
-            writeln!(f, "{difference}\n")?;
-        }
-        Ok(())
-    }
+/// A place at which frames that arrived in both networks did so in another order.
+fn overtaken(ours: &Outcomes, theirs: &Outcomes) -> Option<Place> {
+    PLACES.into_iter().find(|place| {
+        let in_both = |of: &Outcomes, other: &Outcomes| -> Vec<Key> {
+            of.order(*place).filter(|key| other.order(*place).any(|also| also == *key)).collect()
+        };
+        in_both(ours, theirs) != in_both(theirs, ours)
+    })
 }

@@ -24,7 +24,7 @@ use serde_json::Value;
 use super::plan::{Link, MTU, Mac, PLACES, Place, Plan, ROUTER_V4, ROUTER_V6, mac_of, mac_text};
 use super::station::Station;
 use crate::daemon::{
-    NODE_V4, NODE_V6, Node, OUTSIDE_V4, OUTSIDE_V6, Setup, UPLINK_V4, UPLINK_V6, ip,
+    NODE_V4, NODE_V6, Node, OUTSIDE_V4, OUTSIDE_V6, PortMode, Setup, UPLINK_V4, UPLINK_V6, ip,
 };
 use crate::netns::Namespace;
 use crate::pod::Pod;
@@ -80,8 +80,8 @@ pub struct Oracle {
 ///
 /// # Errors
 /// When a part of it cannot be made; what there is already is removed.
-pub fn viaduct(setup: Setup) -> Result<(Viaduct, Plan)> {
-    let node = Node::start(Setup { masquerade: false, ..setup })?;
+pub fn viaduct(setup: &Setup) -> Result<(Viaduct, Plan)> {
+    let node = Node::start(Setup { masquerade: false, ..setup.clone() })?;
     let pods = [node.add_pod("sender")?, node.add_pod("receiver")?];
     let namespace = node.namespace();
     write_sysctls(namespace, &NO_ICMP_LIMITS)?;
@@ -121,6 +121,7 @@ pub fn viaduct(setup: Setup) -> Result<(Viaduct, Plan)> {
         nobody: (nobody4, nobody6),
         pod_cidrs: node.pod_cidrs(),
         link_mtu: mtu_of_link(&pods[0].namespace, "eth0")?,
+        devices_sum: setup.port_mode == PortMode::Auto,
         links,
     };
     for pod in &pods {

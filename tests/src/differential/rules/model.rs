@@ -59,6 +59,17 @@ fn with_hop_limit(frame: &[u8], change: impl Fn(u8) -> u8) -> Vec<u8> {
     frame
 }
 
+/// The frame with the sum over all bytes from `start` at `field`, which was counted as it is.
+pub(super) fn complete(frame: &[u8], start: usize, field: usize) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    let sum = !ones_complement(&frame[start..]);
+    // RFC 768: a sum of zero is written as its other form.
+    let is_udp = field - start == 6;
+    let sum = if is_udp && sum == 0 { 0xffff } else { sum };
+    frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());
+    frame
+}
+
 /// The payload of a datagram from its IPv4 fragments, if they follow on each other.
 pub(super) fn reassembled(fragments: &Outcome) -> Option<Vec<u8>> {
     let mut parts = Vec::new();

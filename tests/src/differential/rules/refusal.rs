@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use super::{Case, Rule, first_octet};
-use crate::differential::facts::{Chain, Facts, Fragment, Ip, protocol, word};
+use super::{Case, Rule};
+use crate::differential::facts::{Chain, Facts, Fragment, Ip, protocol, upper_sum, word};
 use crate::differential::plan::{Mac, Place};
 use crate::differential::station::Sending;
 
@@ -43,6 +43,31 @@ fn check_mac(facts: &Facts<'_>, ip: &Ip<'_>, own: Mac) -> Result<(), Rule> {
     if bad { Err(Rule::BadMarker) } else { Ok(()) }
 }
 
+/// Where the checksum is that Viaduct takes for unfinished: from what byte of the frame on it
+/// sums, and where it writes the sum.
+pub(super) fn marked_sum(case: &Case<'_>, ip: &Ip<'_>) -> Option<(usize, usize)> {
+    if case.sending == Sending::Queued {
+        return None;
+    }
+    let [first, start, offset, flags, ..] = case.facts.from;
+    if first == MARKER {
+        let start = usize::from(start);
+        return (flags & 1 != 0).then_some((start, start + usize::from(offset)));
+    }
+    let offset = match ip.protocol {
+        protocol::UDP => 6,
+        protocol::TCP => 16,
+        _ => return None,
+    };
+    let zeros = vec![0; ip.upper.len()];
+    let pseudo_header = upper_sum(ip.source, ip.destination, ip.protocol, &zeros);
+    let looks_so = ip.fragment == Fragment::Whole
+        && word(ip.upper, offset) == Some(pseudo_header)
+        && (ip.protocol, pseudo_header) != (protocol::UDP, 0);
+    let start = 14 + ip.bytes.len() - ip.upper.len();
+    looks_so.then_some((start, start + offset))
+}
+
 fn check_network(ip: &Ip<'_>) -> Result<(), Rule> {
     if ip.chain != Chain::Sound {
         return Err(Rule::ExtensionHeaders);
@@ -54,7 +79,11 @@ fn check_network(ip: &Ip<'_>) -> Result<(), Rule> {
     if link_local {
         return Err(Rule::LinkLocal);
     }
-    if mapped || matches!(first_octet(ip.destination), Some(0 | 240..)) {
+    let first = match ip.destination {
+        IpAddr::V4(to) => to.octets()[0],
+        IpAddr::V6(_) => 10, // as good as any
+    };
+    if mapped || first == 0 || first >= 240 {
         return Err(Rule::Reserved);
     }
     if ip.fragment != Fragment::Whole

@@ -1,0 +1,107 @@
+//! Frames that both forward or refuse, in different ways.
+
+use super::model::{
+    complete, hop_by_hop_acts, hop_undone, options_act, plain, reassembled,
+};
+use super::refusal::marked_sum;
+use super::{Case, Change, Rule};
+use crate::differential::facts::{Ip, protocol};
+use crate::differential::outcome::{Arrival, Outcome};
+use crate::differential::plan::{MTU, Place};
+
+/// The changes in their order: first what makes a packet one that options do not concern.
+pub(super) const CHANGES: [(Rule, Change); 7] = [
+    (Rule::Options, options),
+    (Rule::HopByHop, hop_by_hop),
+    (Rule::NodeHop, node_hop),
+    (Rule::Unfragmented, unfragmented),
+    (Rule::NobodyCode, nobody_code),
+    (Rule::QuotedHop, quoted_hop),
+    (Rule::Completed, completed),
+];
+
+/// Whether the packet never reaches the kernel of Viaduct's node.
+pub(super) fn stays_with_worker(case: &Case<'_>, ip: &Ip<'_>) -> bool {
+    case.plan.place_of(ip.destination) != Some(Place::Outside)
+}
+
+fn options(case: &Case<'_>, ip: &Ip<'_>, _: &Outcome) -> Option<Outcome> {
+    let acts = options_act(ip.options) && stays_with_worker(case, ip);
+    acts.then(|| plain(case, ip))
+}
+
+fn hop_by_hop(case: &Case<'_>, ip: &Ip<'_>, _: &Outcome) -> Option<Outcome> {
+    let acts = ip.version == 6
+        && ip.bytes[6] == protocol::HOP_BY_HOP
+        && hop_by_hop_acts(&ip.bytes[40..])
+        && stays_with_worker(case, ip);
+    acts.then(|| plain(case, ip))
+}
+
+fn node_hop(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
+    if case.plan.place_of(ip.destination) != Some(Place::Node) {
+        return None;
+    }
+    let time_exceeded = if ip.version == 4 { (11, 0) } else { (3, 0) };
+    match &linux[..] {
+        [Arrival::Packet(Place::Node, frame)] if frame[..] != plain_frame(case, ip)? => {
+            Some(vec![Arrival::Packet(Place::Node, hop_undone(frame))])
+        }
+        [Arrival::Error(error)] if (error.kind, error.code) == time_exceeded => {
+            Some(plain(case, ip))
+        }
+        _ => None,
+    }
+}
+
+/// The one frame of a packet that nothing is wrong with.
+fn plain_frame(case: &Case<'_>, ip: &Ip<'_>) -> Option<Vec<u8>> {
+    match plain(case, ip).pop() {
+        Some(Arrival::Packet(_, frame)) => Some(frame),
+        _ => None,
+    }
+}
+
+fn unfragmented(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
+    let to_pod = matches!(case.plan.place_of(ip.destination)?, Place::PodA | Place::PodB);
+    if !to_pod || ip.version != 4 || ip.bytes.len() <= MTU {
+        return None;
+    }
+    let frame = plain_frame(case, ip)?;
+    let place = case.plan.place_of(ip.destination)?;
+    (reassembled(linux)? == ip.upper).then(|| vec![Arrival::Packet(place, frame)])
+}
+
+fn nobody_code(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
+    let nobody = ip.version == 6 && case.plan.place_of(ip.destination).is_none();
+    match &linux[..] {
+        [Arrival::Error(error)] if nobody && (error.kind, error.code) == (1, 0) => {
+            let mut error = error.clone();
+            error.code = 3;
+            Some(vec![Arrival::Error(error)])
+        }
+        _ => None,
+    }
+}
+
+fn quoted_hop(_: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
+    match &linux[..] {
+        [Arrival::Error(error)] if ip.version == 6 && error.kind == 2 => {
+            let mut error = error.clone();
+            let hop_limit = error.quote.get_mut(7)?;
+            (*hop_limit + 1 == ip.hop_limit).then(|| {
+                *hop_limit = ip.hop_limit;
+                vec![Arrival::Error(error)]
+            })
+        }
+        _ => None,
+    }
+}
+
+fn completed(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
+    let (start, field) = marked_sum(case, ip)?;
+    let [Arrival::Packet(place, frame)] = &linux[..] else { return None };
+    // Where devices complete sums, it is left to the last of them: a pod's own, the uplink's.
+    let by_device = case.plan.devices_sum && *place != Place::Outside;
+    (!by_device).then(|| vec![Arrival::Packet(*place, complete(frame, start, field))])
+}
