@@ -114,7 +114,7 @@ impl CpuTimes {
 }
 
 /// CPU time of every thread of a process so far: its name, and ns on a CPU
-/// (Documentation/scheduler/sched-stats.rst, "/proc/<pid>/schedstat").
+/// (Documentation/scheduler/sched-stats.rst, "/proc/PID/schedstat").
 ///
 /// # Errors
 /// When the process is gone.

@@ -361,6 +361,11 @@ impl Node {
         fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
+    /// Takes it that the errors logged so far were to be expected.
+    pub fn forget_log(&self) {
+        let _ = fs::write(self.log_path(), ""); // The daemon appends.
+    }
+
     fn config_path(&self) -> PathBuf {
         self.dir.path().join("viaduct.toml")
     }

@@ -184,7 +184,11 @@ impl Node {
     }
 }
 
-fn parse_mac(text: &str) -> Result<[u8; 6]> {
+/// Reads an Ethernet address as people write it.
+///
+/// # Errors
+/// When it is none.
+pub fn parse_mac(text: &str) -> Result<[u8; 6]> {
     let bytes: Result<Vec<u8>, _> =
         text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect();
     bytes.ok().and_then(|bytes| bytes.try_into().ok()).with_context(|| format!("MAC {text}"))

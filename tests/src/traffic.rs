@@ -16,7 +16,7 @@ use crate::netns::Namespace;
 
 pub use capture::Capture;
 pub use flood::{Flood, Flooded};
-pub use forge::{Forger, Frame, Macs};
+pub use forge::{Forger, Frame, Macs, Watch, forgeries, honest_frames};
 pub use stream::{Stream, connect, listen, pump, transfer};
 
 /// A packet that has not come by then is lost: the longest path here takes microseconds.

@@ -1,4 +1,4 @@
-//! The pod's end of its interface: addresses, the two gateways, and what its kernel may leave to us.
+//! The pod's end: its addresses, its gateways, and what its kernel may leave to us.
 
 use super::{EndpointError, EndpointSpec};
 use crate::ethtool::Ethtool;

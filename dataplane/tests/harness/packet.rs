@@ -325,7 +325,7 @@ impl Packet {
         let mut header = vec![0x40 | (len / 4) as u8, self.service];
         header.extend(((len + payload) as u16).to_be_bytes());
         header.extend(self.id.to_be_bytes());
-        header.extend((flags | offset / 8).to_be_bytes());
+        header.extend((flags | (offset / 8)).to_be_bytes());
         header.extend([self.ttl, self.protocol_number(), 0, 0]);
         header.extend(octets(self.src[0]));
         header.extend(octets(self.dst[0]));

@@ -116,7 +116,7 @@ pub fn agree(case: &Case<'_>, ours: &Outcome, predicted: &Outcome, rules: &mut V
         return true;
     }
     // The kernel of Viaduct's node, which speaks for what goes outside, has no limits here.
-    let by_worker = case.facts.ip.is_some_and(|ip| change::stays_with_worker(case, &ip));
+    let by_worker = case.facts.ip.is_some_and(|ip| change::worker_decides(case, &ip));
     let limited = by_worker && ours.is_empty() && matches!(predicted[..], [Arrival::Error(_)]);
     if limited {
         rules.push(Rule::LimitedError);

@@ -118,7 +118,8 @@ fn gather(
     stations[place as usize].receive_until(&what, deadline, |frame| {
         let destination = facts::of(&frame).and_then(|facts| facts.ip).map(|ip| ip.destination);
         // The node port also carries what only passes the node: that counts where it arrives.
-        let is_for_place = place != Place::Node || destination == Some(IpAddr::V4(NODE_V4))
+        let is_for_place = place != Place::Node
+            || destination == Some(IpAddr::V4(NODE_V4))
             || destination.is_some_and(|to| plan.place_of(to) == Some(Place::Node));
         match ended_batch(&frame) {
             _ if !is_for_place => {}
@@ -165,7 +166,10 @@ fn judge(plan: &Plan, batch: &Batch, ours: Arrivals, theirs: Arrivals, report: &
 fn overtaken(ours: &Outcomes, theirs: &Outcomes) -> Option<Place> {
     PLACES.into_iter().find(|place| {
         let in_both = |of: &Outcomes, other: &Outcomes| -> Vec<Key> {
-            of.order(*place).filter(|key| other.order(*place).any(|also| also == *key)).collect()
+            let also_there = |key: &Key| other.order(*place).any(|also| also == *key);
+            let mut order: Vec<Key> = of.order(*place).filter(also_there).collect();
+            order.dedup(); // fragments
+            order
         };
         in_both(ours, theirs) != in_both(theirs, ours)
     })

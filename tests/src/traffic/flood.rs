@@ -9,12 +9,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::is_timeout;
+use crate::netns::wait_until;
 
 /// Between bursts: the shortest sleep that costs no more than it gives on a busy machine.
 const TICK: Duration = Duration::from_millis(1);
 
 /// After the last datagram was sent, one that has not come by then never will.
 const LINGER: Duration = Duration::from_millis(300);
+
+/// Waits are for a few thousand datagrams, at thousands a second.
+const SENT_WITHIN: Duration = Duration::from_secs(30);
 
 /// Datagrams under way at a steady rate.
 #[derive(Debug)]
@@ -65,6 +69,17 @@ impl Flood {
     #[must_use]
     pub fn mark(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Waits until `count` more have been sent: at a steady rate, the time that takes. Returns the
+    /// number of the next.
+    ///
+    /// # Errors
+    /// When sending has stopped.
+    pub fn wait_for(&self, count: u64) -> Result<u64> {
+        let end = self.mark() + count;
+        wait_until("datagrams are sent", SENT_WITHIN, || Ok(self.mark() >= end))?;
+        Ok(self.mark())
     }
 
     /// Ends it and counts.

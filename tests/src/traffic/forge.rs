@@ -9,7 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
+use super::capture::Capture;
+use crate::daemon::{NODE_V4, NODE_V6, Node, OUTSIDE_V4, OUTSIDE_V6};
 use crate::netns::{Namespace, wait_until};
+use crate::pod::{IFNAME, Pod, parse_mac};
 
 /// Every forged UDP packet goes to this port, so that captures find it.
 const FORGED_PORT: u16 = 6666;
@@ -19,8 +22,8 @@ const FORGED_PORT: u16 = 6666;
 pub struct Frame(Vec<u8>);
 
 impl Frame {
-    /// What `tcpdump` finds every forged frame by.
-    pub const FILTER: &'static str = "udp dst port 6666 or arp or (icmp6 and ip6[40] == 134)";
+    /// What `tcpdump` finds every frame of this module by.
+    const FILTER: &'static str = "udp dst port 6666 or arp or (icmp6 and ip6[40] == 134)";
 
     /// A UDP packet.
     #[must_use]
@@ -155,5 +158,89 @@ impl Drop for Forger {
     fn drop(&mut self) {
         let _ = self.socat.kill(); // It may have ended.
         let _ = self.socat.wait();
+    }
+}
+
+/// Frames that a pod may not send: each has something about it that is not the pod's. They go to
+/// the victim, the node and the outside.
+///
+/// # Errors
+/// When the pod's host end is gone.
+pub fn forgeries(node: &Node, pod: &Pod, victim: &Pod) -> Result<Vec<Frame>> {
+    let gateway = host_mac(node, pod)?;
+    let own = Macs { src: pod.mac, dst: gateway };
+    let stranger = Macs { src: [0x0a, 0xbb, 0xbb, 0xbb, 0xbb, 0xbb], dst: gateway };
+    let (v4, v6) = (Ipv4Addr::new(10, 9, 9, 9), Ipv6Addr::new(0xfd00, 9, 9, 9, 9, 9, 9, 9));
+    let mut frames = vec![
+        Frame::arp_claim(pod.mac, victim.v4),
+        Frame::arp_claim(victim.mac, victim.v4),
+        Frame::arp_claim(pod.mac, Ipv4Addr::new(169, 254, 1, 1)),
+        Frame::router_advertisement(pod.mac, Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)),
+        Frame::router_advertisement(pod.mac, pod.v6),
+    ];
+    for (to4, to6) in destinations(victim) {
+        frames.extend([
+            Frame::udp_v4(own, v4, to4),
+            Frame::udp_v4(own, victim.v4, to4),
+            Frame::udp_v4(own, NODE_V4, to4),
+            Frame::udp_v4(stranger, pod.v4, to4),
+            Frame::udp_v6(own, v6, to6),
+            Frame::udp_v6(own, victim.v6, to6),
+            Frame::udp_v6(own, NODE_V6, to6),
+            Frame::udp_v6(stranger, pod.v6, to6),
+        ]);
+    }
+    Ok(frames)
+}
+
+/// What a pod may send to the victim, the node and the outside: two packets each.
+///
+/// # Errors
+/// When the pod's host end is gone.
+pub fn honest_frames(node: &Node, pod: &Pod, victim: &Pod) -> Result<Vec<Frame>> {
+    let own = Macs { src: pod.mac, dst: host_mac(node, pod)? };
+    let both = |(to4, to6)| [Frame::udp_v4(own, pod.v4, to4), Frame::udp_v6(own, pod.v6, to6)];
+    Ok(destinations(victim).into_iter().flat_map(both).collect())
+}
+
+fn destinations(victim: &Pod) -> [(Ipv4Addr, Ipv6Addr); 3] {
+    [(victim.v4, victim.v6), (NODE_V4, NODE_V6), (OUTSIDE_V4, OUTSIDE_V6)]
+}
+
+fn host_mac(node: &Node, pod: &Pod) -> Result<[u8; 6]> {
+    let links = node.namespace().ip_json(&["link", "show", "dev", &pod.host_ifname])?;
+    parse_mac(links[0]["address"].as_str().context("the host end has a MAC")?)
+}
+
+/// Watches for frames of this module wherever they could come out.
+#[derive(Debug)]
+pub struct Watch([(&'static str, Capture); 3]);
+
+impl Watch {
+    /// Starts to watch the node, the victim and the outside.
+    ///
+    /// # Errors
+    /// When tcpdump cannot be started.
+    pub fn start(node: &Node, victim: &Pod) -> Result<Watch> {
+        let (node, victim, outside) = (node.namespace(), &victim.namespace, node.outside());
+        // At a host end a tap sits behind XDP, so it sees what XDP has passed. The link to the
+        // outside is left out of the node's view: it has honest ARP.
+        let udp = "udp dst port 6666";
+        Ok(Watch([
+            ("the node", Capture::start(node, "-i any -Q in", Frame::FILTER)?),
+            ("the victim", Capture::start(victim, &format!("-i {IFNAME} -Q in"), Frame::FILTER)?),
+            ("the outside", Capture::start(outside, "-i eth0 -Q in", udp)?),
+        ]))
+    }
+
+    /// Ends it and returns who saw what, a line a packet.
+    ///
+    /// # Errors
+    /// When tcpdump does not end.
+    pub fn stop(self) -> Result<[(&'static str, Vec<String>); 3]> {
+        let [node, victim, outside] = self.0;
+        let mut at_node = node.1.stop()?;
+        at_node.retain(|line| !line.contains(" up0 "));
+        Ok([(node.0, at_node), (victim.0, victim.1.stop()?), (outside.0, outside.1.stop()?)])
     }
 }

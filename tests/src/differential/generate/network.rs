@@ -171,7 +171,12 @@ impl Generator<'_> {
     }
 }
 
-pub(super) fn ipv4_header(source: Ipv4Addr, destination: Ipv4Addr, number: u32, ttl: u8) -> Vec<u8> {
+pub(super) fn ipv4_header(
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    number: u32,
+    ttl: u8,
+) -> Vec<u8> {
     let mut packet = vec![0; 20];
     packet[4..6].copy_from_slice(&(number as u16).to_be_bytes());
     packet[8] = ttl;
@@ -180,7 +185,12 @@ pub(super) fn ipv4_header(source: Ipv4Addr, destination: Ipv4Addr, number: u32, 
     packet
 }
 
-pub(super) fn ipv6_header(source: Ipv6Addr, destination: Ipv6Addr, number: u32, hop_limit: u8) -> Vec<u8> {
+pub(super) fn ipv6_header(
+    source: Ipv6Addr,
+    destination: Ipv6Addr,
+    number: u32,
+    hop_limit: u8,
+) -> Vec<u8> {
     let mut packet = vec![0; 40];
     packet[..4].copy_from_slice(&(6 << 28 | number).to_be_bytes());
     packet[7] = hop_limit;

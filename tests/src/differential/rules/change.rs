@@ -1,8 +1,6 @@
 //! Frames that both forward or refuse, in different ways.
 
-use super::model::{
-    complete, hop_by_hop_acts, hop_undone, options_act, plain, reassembled,
-};
+use super::model::{complete, hop_by_hop_acts, hop_undone, options_act, plain, reassembled};
 use super::refusal::marked_sum;
 use super::{Case, Change, Rule};
 use crate::differential::facts::{Ip, protocol};
@@ -20,13 +18,17 @@ pub(super) const CHANGES: [(Rule, Change); 7] = [
     (Rule::Completed, completed),
 ];
 
-/// Whether the packet never reaches the kernel of Viaduct's node.
-pub(super) fn stays_with_worker(case: &Case<'_>, ip: &Ip<'_>) -> bool {
-    case.plan.place_of(ip.destination) != Some(Place::Outside)
+/// Whether a worker alone decides: the packet is honestly addressed, and its way does not lead
+/// through the kernel of Viaduct's node.
+pub(super) fn worker_decides(case: &Case<'_>, ip: &Ip<'_>) -> bool {
+    let Case { plan, facts, .. } = case;
+    plan.is_sender(ip.source)
+        && facts.to == plan.link(Place::PodA).near
+        && plan.place_of(ip.destination) != Some(Place::Outside)
 }
 
 fn options(case: &Case<'_>, ip: &Ip<'_>, _: &Outcome) -> Option<Outcome> {
-    let acts = options_act(ip.options) && stays_with_worker(case, ip);
+    let acts = options_act(ip.options) && worker_decides(case, ip);
     acts.then(|| plain(case, ip))
 }
 
@@ -34,7 +36,7 @@ fn hop_by_hop(case: &Case<'_>, ip: &Ip<'_>, _: &Outcome) -> Option<Outcome> {
     let acts = ip.version == 6
         && ip.bytes[6] == protocol::HOP_BY_HOP
         && hop_by_hop_acts(&ip.bytes[40..])
-        && stays_with_worker(case, ip);
+        && worker_decides(case, ip);
     acts.then(|| plain(case, ip))
 }
 
@@ -50,6 +52,8 @@ fn node_hop(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
         [Arrival::Error(error)] if (error.kind, error.code) == time_exceeded => {
             Some(plain(case, ip))
         }
+        // Of a packet about which no error may be sent.
+        [] if ip.hop_limit <= 1 && worker_decides(case, ip) => Some(plain(case, ip)),
         _ => None,
     }
 }
@@ -88,11 +92,9 @@ fn quoted_hop(_: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
     match &linux[..] {
         [Arrival::Error(error)] if ip.version == 6 && error.kind == 2 => {
             let mut error = error.clone();
-            let hop_limit = error.quote.get_mut(7)?;
-            (*hop_limit + 1 == ip.hop_limit).then(|| {
-                *hop_limit = ip.hop_limit;
-                vec![Arrival::Error(error)]
-            })
+            let one_less = error.quote.get(7)?.checked_add(1) == Some(ip.hop_limit);
+            error.quote[7] = ip.hop_limit;
+            one_less.then(|| vec![Arrival::Error(error)])
         }
         _ => None,
     }

@@ -89,11 +89,13 @@ pub(super) fn reassembled(fragments: &Outcome) -> Option<Vec<u8>> {
     Some(parts.into_iter().flat_map(|(_, part)| part).collect())
 }
 
-/// Whether Linux acts on IPv4 options that are well formed: it fills in routes and times, and
-/// refuses what it cannot (net/ipv4/ip_options.c).
+/// Whether Linux acts on IPv4 options that are well formed: it fills in routes and times, refuses
+/// what it cannot fill in, and clears what comes after the last option (net/ipv4/ip_options.c,
+/// `__ip_options_compile`).
 pub(super) fn options_act(mut options: &[u8]) -> bool {
     loop {
         options = match options {
+            [0, rest @ ..] if rest.iter().any(|byte| *byte != 0) => return true,
             [] | [0, ..] => return false,
             [1, rest @ ..] => rest,
             // Record route, timestamp, CIPSO, router alert.

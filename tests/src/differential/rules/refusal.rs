@@ -72,18 +72,17 @@ fn check_network(ip: &Ip<'_>) -> Result<(), Rule> {
     if ip.chain != Chain::Sound {
         return Err(Rule::ExtensionHeaders);
     }
-    let (link_local, mapped) = match ip.destination {
-        IpAddr::V4(to) => (to.is_link_local(), false),
-        IpAddr::V6(to) => (to.is_unicast_link_local(), to.to_ipv4_mapped().is_some()),
+    let (link_local, reserved) = match ip.destination {
+        IpAddr::V4(to) => (to.is_link_local(), matches!(to.octets()[0], 0 | 240..)),
+        IpAddr::V6(to) => {
+            let reserved = to.is_unspecified() || to.to_ipv4_mapped().is_some();
+            (to.is_unicast_link_local(), reserved)
+        }
     };
     if link_local {
         return Err(Rule::LinkLocal);
     }
-    let first = match ip.destination {
-        IpAddr::V4(to) => to.octets()[0],
-        IpAddr::V6(_) => 10, // as good as any
-    };
-    if mapped || first == 0 || first >= 240 {
+    if reserved {
         return Err(Rule::Reserved);
     }
     if ip.fragment != Fragment::Whole
