@@ -204,11 +204,11 @@ impl Daemon {
 
     /// Answers a request, or lets an ADD wait for the DEL before it.
     fn accept(&mut self, incoming: Incoming, since: Instant) {
-        if let Call::Add(request) = &incoming.request.call
-            && self.engine.must_wait(&request.attachment)
-            && since.elapsed() < WAIT_MAX
-        {
-            return self.waiting.push(Waiting { incoming, since });
+        if let Call::Add(request) = &incoming.request.call {
+            self.engine.detach_lost(&request.attachment);
+            if self.engine.must_wait(&request.attachment) && since.elapsed() < WAIT_MAX {
+                return self.waiting.push(Waiting { incoming, since });
+            }
         }
         let Incoming { connection, request, descriptor } = incoming;
         let operation = operation(&request.call);

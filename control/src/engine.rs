@@ -28,7 +28,7 @@ use crate::endpoint::{self, EndpointError, EndpointSpec, HostSide, Offloads};
 use crate::ethtool::Ethtool;
 use crate::ipam::Ipam;
 use crate::journal::{Journal, Record, boot_id};
-use crate::netlink::Netlink;
+use crate::netlink::{AddressScope, Netlink};
 use crate::nft::{NftConfig, NftTable};
 use crate::node::{NODE_IFNAME, NodeConfig, NodePort, WORKER_IFNAME, cookie};
 use crate::state::{Limits, PodRecord, State};
@@ -84,6 +84,8 @@ pub struct Engine {
     leaving: BTreeMap<PortId, Attachment>,
     /// Fallback pods: attached, but without a worker (its socket could not be bound).
     unserved: BTreeSet<Attachment>,
+    /// Those of them whose interface is gone, and since when.
+    lost: BTreeMap<Attachment, Instant>,
     /// What was last seen of each worker.
     heartbeats: Vec<watch::Heartbeat>,
     /// Sockets of re-adopted pods, until they stand in the socket map.
@@ -147,6 +149,7 @@ impl Engine {
             leaving: BTreeMap::new(),
             unserved: BTreeSet::new(),
             adopted_sockets: Vec::new(),
+            lost: BTreeMap::new(),
             heartbeats: vec![watch::Heartbeat::new(); limits.workers.into()],
             started,
         };
@@ -247,7 +250,8 @@ impl Engine {
             preferred.v4.map(IpAddr::V4).into_iter().chain(preferred.v6.map(IpAddr::V6)).collect();
         // Without the others only the cutting of super-packets is too careful.
         for address in self.netlink.addresses().unwrap_or_default() {
-            if !addresses.contains(&address.address) {
+            let global = address.scope == AddressScope::Universe;
+            if global && !addresses.contains(&address.address) {
                 addresses.push(address.address);
             }
         }

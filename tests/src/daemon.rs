@@ -130,7 +130,9 @@ pub fn on_each(setups: Vec<Setup>, test: impl Fn(&mut Node) -> Result<()>) {
         };
         let outcome = test(&mut node).and_then(|()| node.check());
         if let Err(error) = outcome {
-            panic!("on a node with {name}: {error:?}");
+            let drops = node.viaduct(&["drops"]).unwrap_or_else(|error| error.to_string());
+            let status = node.viaduct(&["status"]).unwrap_or_default();
+            panic!("on a node with {name}: {error:?}\n{status}\n{drops}");
         }
     }
 }

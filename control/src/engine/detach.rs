@@ -37,6 +37,7 @@ impl Engine {
         let now_ns = self.now_ns();
         self.ipam.free(&pod.attachment, now_ns);
         self.unserved.remove(&pod.attachment);
+        self.lost.remove(&pod.attachment);
         if self.leaving.contains_key(&port_of(pod)) {
             self.state.hold_slot(pod.slot);
         }

@@ -10,11 +10,12 @@ use crate::sysctl::SysctlLog;
 
 impl Engine {
     /// Whether the loss of this route is damage, and not the trace of a pod that went.
-    #[must_use]
-    pub fn wants_route(&self, route: &Route) -> bool {
+    pub fn wants_route(&mut self, route: &Route) -> bool {
         let by_node_port = route.next_hops.iter().any(|hop| hop.index == self.node.node_index);
-        let to_a_pod = route.dst.prefix_len() == route.dst.max_prefix_len()
-            && self.state.pod_by_address(route.dst.addr()).is_some();
+        let whole = route.dst.prefix_len() == route.dst.max_prefix_len();
+        let pod = self.state.pod_by_address(route.dst.addr()).filter(|_| whole).cloned();
+        // A route goes with its interface; that is told by an event of its own.
+        let to_a_pod = pod.is_some_and(|pod| self.is_there(&pod));
         by_node_port || to_a_pod || route.kind == RouteKind::Unreachable
     }
 

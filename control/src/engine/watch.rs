@@ -13,6 +13,10 @@ use crate::state::PodRecord;
 /// thousands.
 const HANG: Duration = Duration::from_secs(2);
 
+/// How long a pod without interface is kept for its DEL: CNI's own GC would come later, and
+/// containerd sends none.
+const LOST_KEPT: Duration = Duration::from_secs(60);
+
 /// What was last seen of a worker.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Heartbeat {
@@ -37,6 +41,7 @@ impl Engine {
     pub fn watch(&mut self, now: Instant) {
         self.watch_workers(now);
         self.serve_unserved();
+        self.bury_lost(now);
     }
 
     /// Leaves the pods of a worker that hangs to the kernel, until it moves again.
@@ -72,9 +77,36 @@ impl Engine {
     pub fn link_gone(&mut self, ifindex: u32) {
         let gone = self.state.pods().find(|pod| pod.host_ifindex == ifindex).cloned();
         let Some(pod) = gone.filter(|pod| self.is_served(&pod.attachment)) else { return };
-        tracing::warn!(host_ifname = pod.host_ifname, "somebody deleted a pod's interface");
+        // Runtimes often take the namespace away first and send the DEL afterwards.
+        tracing::info!(host_ifname = pod.host_ifname, "a pod's interface went before its DEL");
         self.release(&pod);
-        self.unserved.insert(pod.attachment);
+        self.unserved.insert(pod.attachment.clone());
+        self.lost.insert(pod.attachment, Instant::now());
+    }
+
+    /// Detaches pods whose interface is gone for good: some runtimes never send their DEL. What is
+    /// gone cannot come back under the same index, so nothing alive is touched.
+    fn bury_lost(&mut self, now: Instant) {
+        let due = |since: &Instant| now.duration_since(*since) >= LOST_KEPT;
+        let lost: Vec<Attachment> =
+            self.lost.iter().filter(|(_, since)| due(since)).map(|(who, _)| who.clone()).collect();
+        for attachment in lost {
+            self.detach_lost(&attachment);
+        }
+    }
+
+    /// Detaches the pod of this attachment if its interface is gone: before a new ADD, and when
+    /// nobody sends its DEL.
+    pub fn detach_lost(&mut self, attachment: &Attachment) {
+        self.lost.remove(attachment);
+        let Some(pod) = self.state.pod(attachment).cloned() else { return };
+        if self.is_there(&pod) {
+            return;
+        }
+        tracing::info!(host_ifname = pod.host_ifname, "detach a pod whose interface is gone");
+        if let Err(error) = self.detach(attachment) {
+            tracing::error!("detach a pod whose interface is gone: {}", error.msg);
+        }
     }
 
     /// Takes the port of a pod from its worker and from the XDP maps. Goes on after an error.

@@ -69,6 +69,8 @@ pub struct Ip<'a> {
     pub fragment: Fragment,
     /// Where the part begins in the datagram's payload, in bytes.
     pub fragment_offset: usize,
+    /// Bytes of the part: all that comes after the header that says so.
+    pub fragment_len: usize,
     /// IPv4 options.
     pub options: &'a [u8],
     /// State of the extension headers; sound for IPv4.
@@ -136,6 +138,7 @@ fn ipv4(bytes: &[u8]) -> Option<Ip<'_>> {
         dont_fragment: field & 0x4000 != 0,
         fragment,
         fragment_offset,
+        fragment_len: total - header,
         options: &bytes[20..header],
         chain: Chain::Sound,
         protocol: bytes[9],
@@ -159,6 +162,7 @@ fn ipv6(bytes: &[u8]) -> Option<Ip<'_>> {
         dont_fragment: true,
         fragment: Fragment::Whole,
         fragment_offset: 0,
+        fragment_len: total - 40,
         options: &[],
         chain: Chain::Sound,
         protocol: bytes[6],
@@ -197,6 +201,7 @@ fn follow(ip: &mut Ip<'_>) -> Chain {
             let part = part(offset, field & 1 != 0);
             if part != Fragment::Whole {
                 (ip.fragment, ip.fragment_offset) = (part, offset);
+                ip.fragment_len = rest.len();
             }
         }
         (ip.protocol, ip.upper) = (next, rest);

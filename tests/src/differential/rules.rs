@@ -39,6 +39,8 @@ pub enum Rule {
     #[allow(missing_docs)]
     BadOptions,
     #[allow(missing_docs)]
+    SpoofedError,
+    #[allow(missing_docs)]
     Options,
     #[allow(missing_docs)]
     HopByHop,

@@ -33,13 +33,13 @@ use crate::pod::Pod;
 const VIADUCT_CPU: usize = 0;
 const LINUX_CPU: usize = 1;
 
-/// No limit on ICMP errors: 0 turns the limit per destination off, the other two are the largest
-/// numbers of the limit over all (ip-sysctl.rst).
+/// No limit on ICMP errors: 0 turns the limit per destination off, a million a second is more than
+/// are ever asked for (ip-sysctl.rst).
 const NO_ICMP_LIMITS: [(&str, &str); 5] = [
     ("ipv4/icmp_ratelimit", "0"),
     ("ipv4/icmp_ratemask", "0"),
-    ("ipv4/icmp_msgs_per_sec", "2147483647"),
-    ("ipv4/icmp_msgs_burst", "2147483647"),
+    ("ipv4/icmp_msgs_per_sec", "1000000"),
+    ("ipv4/icmp_msgs_burst", "1000000"),
     ("ipv6/icmp/ratelimit", "0"),
 ];
 
@@ -207,11 +207,16 @@ fn connect(plan: &Plan, place: Place, router: &Namespace, far: &Namespace) -> Re
     silence(far, "eth0")
 }
 
-/// Resolves the outside once and for all, and keeps it silent.
+/// Resolves the outside once and for all, and keeps it silent. All that is beyond the node goes
+/// there, also what looks like a neighbour: that a neighbour is missing, kernels only say after
+/// seconds.
 fn finish_outside(router: &Namespace, outside: &Namespace, mac: Mac) -> Result<()> {
     let mac = mac_text(mac);
     for via in [IpAddr::V4(OUTSIDE_V4), IpAddr::V6(OUTSIDE_V6)] {
         ip(router, &format!("neigh replace {via} lladdr {mac} dev up0 nud permanent"))?;
+    }
+    for family in ["-4", "-6"] {
+        ip(router, &format!("{family} route flush dev up0 proto kernel"))?;
     }
     silence(outside, "eth0")
 }

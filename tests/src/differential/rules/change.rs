@@ -8,7 +8,8 @@ use crate::differential::outcome::{Arrival, Outcome};
 use crate::differential::plan::{MTU, Place};
 
 /// The changes in their order: first what makes a packet one that options do not concern.
-pub(super) const CHANGES: [(Rule, Change); 7] = [
+pub(super) const CHANGES: [(Rule, Change); 8] = [
+    (Rule::SpoofedError, spoofed_error),
     (Rule::Options, options),
     (Rule::HopByHop, hop_by_hop),
     (Rule::NodeHop, node_hop),
@@ -25,6 +26,11 @@ pub(super) fn worker_decides(case: &Case<'_>, ip: &Ip<'_>) -> bool {
     plan.is_sender(ip.source)
         && facts.to == plan.link(Place::PodA).near
         && plan.place_of(ip.destination) != Some(Place::Outside)
+}
+
+fn spoofed_error(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
+    let only_error = matches!(linux[..], [Arrival::Error(_)]);
+    (only_error && !case.plan.is_sender(ip.source)).then(Outcome::new)
 }
 
 fn options(case: &Case<'_>, ip: &Ip<'_>, _: &Outcome) -> Option<Outcome> {

@@ -86,7 +86,7 @@ fn check_network(ip: &Ip<'_>) -> Result<(), Rule> {
         return Err(Rule::Reserved);
     }
     if ip.fragment != Fragment::Whole
-        && (ip.upper.is_empty() || ip.fragment_offset + ip.upper.len() > 0xffff)
+        && (ip.fragment_len == 0 || ip.fragment_offset + ip.fragment_len > 0xffff)
     {
         return Err(Rule::FragmentBounds);
     }
