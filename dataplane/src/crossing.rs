@@ -39,6 +39,9 @@ struct Crossing {
 
 /// Whether a worker sleeps: the half of its [`Bell`] that needs no kernel, so that the protocol
 /// can be model-checked.
+///
+/// Every write of the flag is a swap, also where a store would do: loom orders the writes of
+/// several threads by what each has read, and finds lost wake-ups that cannot be without it.
 #[derive(Debug)]
 pub struct Sleeper(AtomicBool);
 
@@ -60,7 +63,7 @@ impl Sleeper {
 
     /// The worker is about to sleep: it must look for work once more after this.
     pub fn going_to_sleep(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        let _asleep = self.0.swap(true, Ordering::Relaxed);
         // SeqCst fence: pairs with the one in `must_wake`.
         fence(Ordering::SeqCst);
     }
@@ -68,7 +71,7 @@ impl Sleeper {
     /// The worker has woken up.
     pub fn woken(&self) {
         // Relaxed: a ringer that still sees it asleep wakes it once more.
-        self.0.store(false, Ordering::Relaxed);
+        let _asleep = self.0.swap(false, Ordering::Relaxed);
     }
 }
 

@@ -322,9 +322,15 @@ fn layer4(l4: &[u8], payload: usize, headers: &mut Headers) -> Result<(), DropRe
     if headers.fragment == Fragment::Later {
         return Ok(());
     }
+    // The other family's ICMP is a protocol like any other: its types mean nothing here.
+    let icmp = match headers.addresses {
+        Addresses::V4 { .. } => protocol::ICMP,
+        Addresses::V6 { .. } => protocol::ICMPV6,
+    };
     let (least, short) = match headers.protocol {
         protocol::TCP => (20, DropReason::L4TooShort),
-        protocol::UDP | protocol::ICMP | protocol::ICMPV6 => (8, DropReason::L4TooShort),
+        own if own == icmp => (8, DropReason::L4TooShort),
+        protocol::UDP => (8, DropReason::L4TooShort),
         protocol::SCTP => (12, DropReason::L4TooShort),
         _ => return Ok(()),
     };
@@ -332,7 +338,7 @@ fn layer4(l4: &[u8], payload: usize, headers: &mut Headers) -> Result<(), DropRe
         return Err(short);
     }
     match headers.protocol {
-        protocol::ICMP | protocol::ICMPV6 => headers.icmp_type = l4.first().copied(),
+        own if own == icmp => headers.icmp_type = l4.first().copied(),
         protocol::UDP if headers.fragment == Fragment::Whole => {
             let len = usize::from(u16_at(l4, 4).ok_or(short)?);
             if len < 8 || len > payload {

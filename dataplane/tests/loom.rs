@@ -13,7 +13,7 @@ use dataplane::crossing::Sleeper;
 use dataplane::sync::{AtomicU32, Ordering, fence};
 use dataplane::xsk::cursor::{ConsumerCursor, ProducerCursor};
 use loom::cell::UnsafeCell;
-use loom::sync::{Arc, Condvar, Mutex, Notify};
+use loom::sync::{Arc, Mutex, Notify};
 use loom::thread;
 
 /// Something that one thread at a time may touch, or several may read.
@@ -131,19 +131,20 @@ fn the_consumer_reads_what_the_kernel_wrote_and_the_kernel_overwrites_only_what_
     });
 }
 
-/// Ringers that each leave one piece of work, and a worker that does them all. `wake` and `wait`
-/// stand for the eventfd. A wake-up that is lost leaves the worker asleep for ever, which loom
-/// reports as a deadlock.
-fn a_worker_and(ringers: u32, wake: impl Fn() + Clone + Send + 'static, wait: impl Fn()) {
+/// Ringers that each leave one piece of work, and a worker that does them all. A wake-up that is
+/// lost leaves the worker asleep for ever, which loom reports as a deadlock.
+fn a_worker_and(ringers: u32) {
     let sleeper = Arc::new(Sleeper::awake());
     let work = Arc::new(AtomicU32::new(0));
+    // Stands for the eventfd. A wait may also end by itself, as a sleep that is long enough does.
+    let event = Arc::new(Notify::new());
     let ringers: Vec<_> = (0..ringers)
         .map(|_| {
-            let (sleeper, work, wake) = (sleeper.clone(), work.clone(), wake.clone());
+            let (sleeper, work, event) = (sleeper.clone(), work.clone(), event.clone());
             thread::spawn(move || {
                 work.fetch_add(1, Ordering::Relaxed);
                 if sleeper.must_wake() {
-                    wake();
+                    event.notify();
                 }
             })
         })
@@ -151,7 +152,7 @@ fn a_worker_and(ringers: u32, wake: impl Fn() + Clone + Send + 'static, wait: im
     while work.load(Ordering::Relaxed) < ringers.len() as u32 {
         sleeper.going_to_sleep();
         if work.load(Ordering::Relaxed) < ringers.len() as u32 {
-            wait();
+            event.wait();
         }
         sleeper.woken();
     }
@@ -162,42 +163,14 @@ fn a_worker_and(ringers: u32, wake: impl Fn() + Clone + Send + 'static, wait: im
 
 #[test]
 fn no_wake_up_is_lost() {
-    // This wait may also end by itself, as a sleep that is long enough does.
-    loom::model(|| {
-        let event = Arc::new(Notify::new());
-        let wake = {
-            let event = event.clone();
-            move || event.notify()
-        };
-        a_worker_and(1, wake, || event.wait());
-    });
+    loom::model(|| a_worker_and(1));
 }
 
 #[test]
 fn no_wake_up_is_lost_between_two_ringers() {
-    // This wait ends by a wake-up only. With waits that end by themselves loom lets a swap read a
-    // value that is not the newest, which the language forbids to every
-    // read-modify-write (C++20 [atomics.order] 10), and reports a deadlock that cannot be.
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
-    model.check(|| {
-        let event = Arc::new((Mutex::new(false), Condvar::new()));
-        let wake = {
-            let event = event.clone();
-            move || {
-                *event.0.lock().expect("no thread panicked") = true;
-                event.1.notify_one();
-            }
-        };
-        let wait = || {
-            let mut rung = event.0.lock().expect("no thread panicked");
-            while !*rung {
-                rung = event.1.wait(rung).expect("no thread panicked");
-            }
-            *rung = false;
-        };
-        a_worker_and(2, wake, wait);
-    });
+    model.check(|| a_worker_and(2));
 }
 
 /// A snapshot of the tables: read by the worker, freed by control.

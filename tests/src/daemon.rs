@@ -415,6 +415,9 @@ impl Node {
         for (namespace, ifname, v4, v6) in ends {
             ip(namespace, &format!("addr add {v4}/24 dev {ifname}"))?;
             ip(namespace, &format!("addr add {v6}/64 dev {ifname} nodad"))?;
+            // So that nothing changes by itself a second later.
+            let no_dad = format!("net.ipv6.conf.{ifname}.accept_dad=0");
+            namespace.run("sysctl", &["-qw", &no_dad])?;
             ip(namespace, &format!("link set {ifname} up"))?;
             let output = namespace.run("ethtool", &["-K", ifname, "tx", "off", "gso", "off"])?;
             ensure!(output.status.success(), "turn offloads of {ifname} off: {output:?}");

@@ -263,11 +263,16 @@ fn v6_at(bytes: &[u8], at: usize) -> Option<IpAddr> {
 }
 
 impl Ip<'_> {
-    /// ICMP or ICMPv6 type, of a packet that holds the whole ICMP header.
+    /// Number of the ICMP of this version.
+    #[must_use]
+    pub fn icmp(&self) -> u8 {
+        if self.version == 4 { protocol::ICMP } else { protocol::ICMPV6 }
+    }
+
+    /// ICMP or ICMPv6 type, where the packet has one.
     #[must_use]
     pub fn icmp_type(&self) -> Option<u8> {
-        let icmp = if self.version == 4 { protocol::ICMP } else { protocol::ICMPV6 };
-        let has_type = self.protocol == icmp && self.fragment != Fragment::Later;
+        let has_type = self.protocol == self.icmp() && self.fragment != Fragment::Later;
         self.upper.first().copied().filter(|_| has_type)
     }
 }

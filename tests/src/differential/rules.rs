@@ -45,6 +45,10 @@ pub enum Rule {
     #[allow(missing_docs)]
     HopByHop,
     #[allow(missing_docs)]
+    SilentQuery,
+    #[allow(missing_docs)]
+    SilentTooBig,
+    #[allow(missing_docs)]
     NodeHop,
     #[allow(missing_docs)]
     Unfragmented,

@@ -8,10 +8,12 @@ use crate::differential::outcome::{Arrival, Outcome};
 use crate::differential::plan::{MTU, Place};
 
 /// The changes in their order: first what makes a packet one that options do not concern.
-pub(super) const CHANGES: [(Rule, Change); 8] = [
+pub(super) const CHANGES: [(Rule, Change); 10] = [
     (Rule::SpoofedError, spoofed_error),
     (Rule::Options, options),
     (Rule::HopByHop, hop_by_hop),
+    (Rule::SilentQuery, silent_query),
+    (Rule::SilentTooBig, silent_too_big),
     (Rule::NodeHop, node_hop),
     (Rule::Unfragmented, unfragmented),
     (Rule::NobodyCode, nobody_code),
@@ -44,6 +46,20 @@ fn hop_by_hop(case: &Case<'_>, ip: &Ip<'_>, _: &Outcome) -> Option<Outcome> {
         && hop_by_hop_acts(&ip.bytes[40..])
         && worker_decides(case, ip);
     acts.then(|| plain(case, ip))
+}
+
+fn silent_query(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
+    let extended_echo = ip.version == 4 && matches!(ip.icmp_type(), Some(42 | 43));
+    let silent = linux.is_empty() && worker_decides(case, ip);
+    (silent && extended_echo && ip.fragment_offset == 0).then(|| plain(case, ip))
+}
+
+fn silent_too_big(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
+    // Below a page, less what the kernel reserves in it, a frame is in one piece.
+    let in_pieces = ip.bytes.len() > 4000;
+    let header = matches!(ip.bytes[6], protocol::DESTINATION | protocol::ROUTING);
+    let silent = linux.is_empty() && worker_decides(case, ip);
+    (silent && ip.version == 6 && in_pieces && header).then(|| plain(case, ip))
 }
 
 fn node_hop(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {

@@ -112,7 +112,8 @@ fn check_transport(ip: &Ip<'_>) -> Result<(), Rule> {
     }
     let least = match ip.protocol {
         protocol::TCP => 20,
-        protocol::UDP | protocol::ICMP | protocol::ICMPV6 => 8,
+        protocol::UDP => 8,
+        own if own == ip.icmp() => 8,
         protocol::SCTP => 12,
         _ => 0,
     };
