@@ -319,7 +319,10 @@ fn operation(call: &Call) -> Option<Operation> {
 }
 
 /// One daemon per network namespace: abstract socket names belong to it, and go with us.
-fn lock_namespace() -> anyhow::Result<UnixListener> {
+///
+/// # Errors
+/// Another daemon runs in this namespace.
+pub fn lock_namespace() -> anyhow::Result<UnixListener> {
     let name = SocketAddr::from_abstract_name(b"viaductd")?;
     UnixListener::bind_addr(&name).map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => anyhow::anyhow!(

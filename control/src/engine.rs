@@ -266,6 +266,10 @@ impl Engine {
 
     /// CNI STATUS: whether an ADD would work now.
     pub fn check_ready(&mut self, delegated_ipam: bool) -> Result<(), CallError> {
+        if let Some(problem) = self.hangs() {
+            // 51: not available, and pods that exist suffer as well (CNI spec, "STATUS").
+            return Err(CallError { code: 51, msg: problem, details: String::new() });
+        }
         self.state.room().map_err(|error| call_error(50, &error))?;
         if !delegated_ipam {
             let now_ns = self.now_ns();

@@ -17,4 +17,5 @@ pub mod report;
 pub mod server;
 pub mod state;
 pub mod sysctl;
+pub mod uninstall;
 pub mod workers;

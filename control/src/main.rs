@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use control::config::Config;
-use control::daemon::Daemon;
+use control::daemon::{Daemon, lock_namespace};
+use control::uninstall::uninstall;
 use dataplane::xsk::sentinel;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
@@ -16,11 +17,15 @@ use tracing_subscriber::EnvFilter;
 /// Ready when `viaduct status` answers. When it stops or dies the kernel carries the pods' traffic
 /// until it is back.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(name = "viaductd", version, about)]
 struct Arguments {
     /// Configuration file (TOML).
     #[arg(long, value_name = "FILE", default_value = "/etc/viaduct/viaduct.toml")]
     config: PathBuf,
+    /// Take away everything the daemon ever made here, pods' interfaces included, put the node's
+    /// settings back, and end. The daemon must not be running.
+    #[arg(long)]
+    uninstall: bool,
 }
 
 fn main() -> ExitCode {
@@ -30,7 +35,7 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!("{}", sentence(&error));
             ExitCode::FAILURE
         }
     }
@@ -38,6 +43,12 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = Config::load(&arguments.config)?;
+    if arguments.uninstall {
+        let _only_one = lock_namespace()?;
+        let failed = uninstall(&config);
+        anyhow::ensure!(failed == 0, "{failed} steps failed; mend what the log says and try again");
+        return Ok(());
+    }
     // Before anything else is opened: a sentinel closes first because its number is the lowest.
     let reserved = config
         .workers
@@ -47,6 +58,19 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .collect::<std::io::Result<Vec<_>>>()?;
     raise_open_files();
     Daemon::start(config, reserved)?.run()
+}
+
+/// The error and its causes, without those that an error already tells in its own words.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if told.is_empty() {
+            told = cause;
+        } else if !told.contains(&cause) {
+            told = format!("{told}: {cause}");
+        }
+    }
+    told
 }
 
 /// Every port has a socket, every worker two sentinels with high numbers.

@@ -38,7 +38,7 @@ pub const CONNECTIONS_MAX: usize = 256;
 pub const PEER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Code of the reply to a request of a release too far away (CNI leaves 100 and above to plugins).
-pub const CODE_PROTOCOL_VERSION: u32 = 100;
+pub const CODE_PROTOCOL_VERSION: u32 = 102;
 
 /// Bytes received at a time.
 const PIECE_BYTES: usize = 1 << 16;

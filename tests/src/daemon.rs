@@ -368,7 +368,9 @@ impl Node {
         let _ = fs::write(self.log_path(), ""); // The daemon appends.
     }
 
-    fn config_path(&self) -> PathBuf {
+    /// The daemon's configuration file.
+    #[must_use]
+    pub fn config_path(&self) -> PathBuf {
         self.dir.path().join("viaduct.toml")
     }
 

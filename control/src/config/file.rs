@@ -211,6 +211,11 @@ fn check_cores(
         let problem = "is empty; name at least one core or leave the key out";
         return Err(source.refuse(KEY, value.span(), problem));
     }
+    let most = dataplane::xsk::program::WORKERS_MAX as usize;
+    if value.get_ref().len() > most {
+        let problem = format!("names more than {most} cores; one worker per core, {most} at most");
+        return Err(source.refuse(KEY, value.span(), &problem));
+    }
     let mut cores = Vec::with_capacity(value.get_ref().len());
     for core in value.get_ref() {
         let number = *core.get_ref();

@@ -48,11 +48,7 @@ impl Engine {
     pub fn status(&self) -> Status {
         let features = self.ports.features;
         let generation = self.workers.generation();
-        let workers = self.workers.handles().iter().zip(&self.heartbeats);
-        let mut problems: Vec<String> = workers
-            .filter(|(_, heartbeat)| heartbeat.is_out())
-            .map(|(worker, _)| format!("worker {} hangs: the kernel carries its pods", worker.id))
-            .collect();
+        let mut problems: Vec<String> = self.hangs().into_iter().collect();
         let ready = problems.is_empty();
         problems.extend(self.unserved.iter().map(|attachment| {
             let Attachment { container_id, ifname, .. } = attachment;

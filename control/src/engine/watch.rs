@@ -44,6 +44,13 @@ impl Engine {
         self.bury_lost(now);
     }
 
+    /// What to say about workers that hang, if any does.
+    pub(super) fn hangs(&self) -> Option<String> {
+        let mut workers = self.workers.handles().iter().zip(&self.heartbeats);
+        let (worker, _) = workers.find(|(_, heartbeat)| heartbeat.out)?;
+        Some(format!("worker {} hangs: the kernel carries its pods; restart viaductd", worker.id))
+    }
+
     /// Leaves the pods of a worker that hangs to the kernel, until it moves again.
     fn watch_workers(&mut self, now: Instant) {
         for (worker, heartbeat) in self.workers.handles().iter().zip(&mut self.heartbeats) {

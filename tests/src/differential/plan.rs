@@ -7,10 +7,6 @@ use crate::daemon::{NODE_V4, NODE_V6, UPLINK_V4, UPLINK_V6};
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
-/// The oracle's router: source of its ICMP errors. Nothing is ever sent to it.
-pub const ROUTER_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
-/// As [`ROUTER_V4`].
-pub const ROUTER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xfe);
 /// What the routes of pods, and the link to the outside, take: bytes of an IP packet.
 pub const MTU: usize = 1500;
 
@@ -101,8 +97,8 @@ impl Plan {
 #[must_use]
 pub fn is_router(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(address) => [NODE_V4, UPLINK_V4, ROUTER_V4].contains(&address),
-        IpAddr::V6(address) => [NODE_V6, UPLINK_V6, ROUTER_V6].contains(&address),
+        IpAddr::V4(address) => [NODE_V4, UPLINK_V4].contains(&address),
+        IpAddr::V6(address) => [NODE_V6, UPLINK_V6].contains(&address),
     }
 }
 

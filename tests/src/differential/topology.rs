@@ -21,7 +21,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::plan::{Link, MTU, Mac, PLACES, Place, Plan, ROUTER_V4, ROUTER_V6, mac_of, mac_text};
+use super::plan::{Link, MTU, Mac, PLACES, Place, Plan, mac_of, mac_text};
 use super::station::Station;
 use crate::daemon::{
     NODE_V4, NODE_V6, Node, OUTSIDE_V4, OUTSIDE_V6, PortMode, Setup, UPLINK_V4, UPLINK_V6, ip,
@@ -143,8 +143,6 @@ pub fn viaduct(setup: &Setup) -> Result<(Viaduct, Plan)> {
 pub fn linux(plan: &Plan) -> Result<Oracle> {
     let router = Namespace::create("vdl-router")?;
     ip(&router, "link set lo up")?;
-    ip(&router, &format!("addr add {ROUTER_V4}/32 dev lo"))?;
-    ip(&router, &format!("addr add {ROUTER_V6}/128 dev lo"))?;
     write_sysctls(&router, &NO_ICMP_LIMITS)?;
     write_sysctls(&router, &ROUTER)?;
     let mut places = Vec::new();

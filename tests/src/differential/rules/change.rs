@@ -125,7 +125,9 @@ fn quoted_hop(_: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
 fn completed(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
     let (start, field) = marked_sum(case, ip)?;
     let [Arrival::Packet(place, frame)] = &linux[..] else { return None };
-    // Where devices complete sums, it is left to the last of them: a pod's own, the uplink's.
-    let by_device = case.plan.devices_sum && *place != Place::Outside;
-    (!by_device).then(|| vec![Arrival::Packet(*place, complete(frame, start, field))])
+    let devices_sum = case.plan.devices_sum;
+    if devices_sum && *place != Place::Outside {
+        return None; // left to the device of the pod or node, which nobody asks to
+    }
+    Some(vec![Arrival::Packet(*place, complete(frame, start, field, devices_sum))])
 }

@@ -59,13 +59,16 @@ fn with_hop_limit(frame: &[u8], change: impl Fn(u8) -> u8) -> Vec<u8> {
     frame
 }
 
-/// The frame with the sum over all bytes from `start` at `field`, which was counted as it is.
-pub(super) fn complete(frame: &[u8], start: usize, field: usize) -> Vec<u8> {
+/// The frame with the checksum of all bytes from `start` at `field`, which holds part of it. A
+/// checksum of zero is written in its other form if it is UDP's (RFC 768), by Linux if it is any
+/// (net/core/dev.c, `skb_checksum_help`).
+pub(super) fn complete(frame: &[u8], start: usize, field: usize, by_linux: bool) -> Vec<u8> {
     let mut frame = frame.to_vec();
-    let sum = !ones_complement(&frame[start..]);
-    // RFC 768: a sum of zero is written as its other form.
     let is_udp = field - start == 6;
-    let sum = if is_udp && sum == 0 { 0xffff } else { sum };
+    let sum = match !ones_complement(&frame[start..]) {
+        0 if is_udp || by_linux => 0xffff,
+        sum => sum,
+    };
     frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());
     frame
 }

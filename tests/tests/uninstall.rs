@@ -1,0 +1,74 @@
+//! A node after `viaductd --uninstall` is as it was before the first start.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use e2e::daemon::{Node, PortMode, Setup, binary};
+use e2e::netns::Namespace;
+use rustix::process::Signal;
+
+/// What the daemon may change on a node: links, addresses, routes of all tables, rules, settings.
+fn picture(node: &Namespace) -> Result<Vec<String>> {
+    let mut seen = Vec::new();
+    for what in [
+        &["link"][..],
+        &["address"],
+        &["route", "show", "table", "all"],
+        &["-6", "route", "show", "table", "all"],
+        &["rule"],
+        &["-6", "rule"],
+    ] {
+        let rows = node.ip_json(what)?;
+        let rows = rows.as_array().context("an array")?;
+        // The kernel's own per-address bookkeeping differs from second to second.
+        seen.extend(rows.iter().filter(|row| !row["dst"].is_null() || row["dev"].is_null()).map(
+            |row| {
+                let mut row = row.clone();
+                for key in ["stats", "stats64", "expires", "ifindex", "link_index", "metric"] {
+                    if let Some(fields) = row.as_object_mut() {
+                        fields.remove(key);
+                    }
+                }
+                row.to_string()
+            },
+        ));
+    }
+    let sysctls = node.run("sysctl", &["-a", "--pattern", r"^net\.ipv[46]\."])?;
+    seen.extend(String::from_utf8_lossy(&sysctls.stdout).lines().map(str::to_owned));
+    seen.sort();
+    Ok(seen)
+}
+
+fn uninstall(node: &Node) -> Result<()> {
+    let config = node.config_path();
+    let run =
+        || Command::new(binary("viaductd")).arg("--config").arg(config).arg("--uninstall").output();
+    let output = node.namespace().within(run)??;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "uninstall failed: {said}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn uninstall_leaves_the_node_as_it_was() {
+    let test = || -> Result<()> {
+        let mut node = Node::make(Setup::new(PortMode::Auto, 1))?;
+        let before = picture(node.namespace())?;
+        node.start_daemon()?;
+        let _pod = node.add_pod("stays")?;
+        let during = picture(node.namespace())?;
+        ensure!(before != during, "the picture shows what a daemon changes");
+        node.stop_daemon(Signal::TERM)?;
+        uninstall(&node)?;
+        let after = picture(node.namespace())?;
+        let lost: Vec<_> = before.iter().filter(|row| !after.contains(row)).collect();
+        let new: Vec<_> = after.iter().filter(|row| !before.contains(row)).collect();
+        ensure!(lost.is_empty() && new.is_empty(), "lost {lost:#?}\nnew {new:#?}");
+        ensure!(!node.bpf_dir().exists(), "pins are gone");
+        uninstall(&node).context("a second time")
+    };
+    if let Err(error) = test() {
+        panic!("{error:?}");
+    }
+}
