@@ -11,7 +11,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::frame::{CHAIN_MAX, FramePool, Packet, Piece};
 use crate::offload::Offload;
 use crate::port::PortId;
-use crate::sync::{AtomicBool, Ordering, fence};
+use crate::sync::{AtomicBool, Ordering};
 use crate::xsk::area::Area;
 
 /// Frames under way on one ring: 1024 packets, or 56 super-packets, some 0.3 ms of work.
@@ -40,8 +40,8 @@ struct Crossing {
 /// Whether a worker sleeps: the half of its [`Bell`] that needs no kernel, so that the protocol
 /// can be model-checked.
 ///
-/// Every write of the flag is a swap, also where a store would do: loom orders the writes of
-/// several threads by what each has read, and finds lost wake-ups that cannot be without it.
+/// All writes are swaps, so they form one chain. A ringer's swap comes after the one with which
+/// the worker goes to sleep, and wakes it; or before, and the worker sees what the ringer wrote.
 #[derive(Debug)]
 pub struct Sleeper(AtomicBool);
 
@@ -54,23 +54,19 @@ impl Sleeper {
 
     /// Whether the worker must be woken to see what was written before. True for one caller only.
     pub fn must_wake(&self) -> bool {
-        // SeqCst fence: pairs with the one in `going_to_sleep`. Either we see it asleep, or it
-        // sees what we wrote before it sleeps.
-        fence(Ordering::SeqCst);
-        // Relaxed: the fence orders it; the wake-up itself is the kernel's.
-        self.0.swap(false, Ordering::Relaxed)
+        // Release: pairs with the acquire of `going_to_sleep`.
+        self.0.swap(false, Ordering::Release)
     }
 
     /// The worker is about to sleep: it must look for work once more after this.
     pub fn going_to_sleep(&self) {
-        let _asleep = self.0.swap(true, Ordering::Relaxed);
-        // SeqCst fence: pairs with the one in `must_wake`.
-        fence(Ordering::SeqCst);
+        // Acquire: pairs with the release of every `must_wake` before.
+        let _asleep = self.0.swap(true, Ordering::Acquire);
     }
 
     /// The worker has woken up.
     pub fn woken(&self) {
-        // Relaxed: a ringer that still sees it asleep wakes it once more.
+        // Relaxed: the chain goes on, and `going_to_sleep` acquires through it.
         let _asleep = self.0.swap(false, Ordering::Relaxed);
     }
 }

@@ -86,7 +86,9 @@ impl Bulk {
 
 fn serve(namespace: &Namespace) -> Result<Running> {
     let mut command = Command::new("iperf3");
-    command.args(["-s", "-4", "-1"]).stdin(Stdio::null()).stdout(Stdio::null());
+    // Whatever goes wrong, the client says so, too.
+    command.args(["-s", "-4", "-1"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut server = Running::start(namespace, &mut command)?;
     wait_until("iperf3 listens", LISTEN_DEADLINE, || {
         server.check_alive()?;

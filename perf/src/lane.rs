@@ -81,7 +81,7 @@ impl InterfaceCounts {
         let line = text.lines().find_map(|line| line.trim_start().strip_prefix("eth0:"));
         let Some(line) = line else { bail!("the pod has no eth0") };
         let columns: Vec<u64> = line.split_whitespace().flat_map(str::parse).collect();
-        // Receive: bytes packets errs drop fifo frame compressed multicast; transmit: bytes packets.
+        // Received: bytes packets errs drop fifo frame compressed multicast; sent: bytes packets.
         let column = |index| columns.get(index).copied().context("a column of /proc/net/dev");
         Ok(InterfaceCounts { rx: column(1)?, tx: column(9)? })
     }

@@ -1,5 +1,5 @@
-//! `viaduct-perf pps`: how many packets of 64 bytes get from pod to pod, forwarded by Viaduct and by
-//! the kernel in turns.
+//! `viaduct-perf pps`: how many packets of 64 bytes get from pod to pod, forwarded by Viaduct and
+//! by the kernel in turns.
 
 use std::collections::BTreeMap;
 use std::io::IoSlice;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-/// The middle of `values`; the mean of the two middle ones when their number is even. Zero for none.
+/// The middle of `values`, or the mean of the two middle ones. Zero for none.
 pub fn median(values: &[f64]) -> f64 {
     let sorted = sorted(values);
     let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };

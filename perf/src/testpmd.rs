@@ -1,10 +1,9 @@
 //! DPDK's `dpdk-testpmd` as an arm: AF_XDP on the host ends of the same kind of veth pair, in io
 //! mode, which copies packets from port to port and looks at nothing.
 //!
-//! The configuration is the best that was found for it (README.md, "How testpmd is run"): bursts of
-//! 128 and rings of 4096 doubled its rate over the defaults. Its driver asks for no checksum from
-//! the kernel and takes packets of one frame only, so pods compute checksums themselves (`tx off`),
-//! and the native XDP that it loads ends TSO.
+//! The configuration is the best that was found for it (README.md, "How testpmd is run"). Its
+//! driver neither asks the kernel for checksums nor takes packets of several frames: so pods
+//! compute checksums themselves (`tx off`), and the native XDP that it loads ends their TSO.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -23,7 +22,7 @@ use crate::process::Running;
 /// Until a lane carries its first packet: testpmd takes 2 s to start here.
 pub const LANE_DEADLINE: Duration = Duration::from_secs(20);
 
-/// The program, of Debian's package dpdk-dev or dpdk.
+/// The program, of Debian's package dpdk.
 const PROGRAM: &str = "dpdk-testpmd";
 
 /// Addresses of the two pods, in one subnet: there is no router between them.
@@ -61,7 +60,7 @@ pub struct Testpmd {
     /// Owns the host ends.
     _host: Namespace,
     /// What testpmd writes.
-    _log: NamedTempFile,
+    log: NamedTempFile,
 }
 
 /// testpmd runs while this is alive.
@@ -89,12 +88,12 @@ impl Testpmd {
         }
         let log = NamedTempFile::new()?;
         let process = Running::start(&host, &mut command(&log)?)?;
-        let mut testpmd = Testpmd { process, pods, _host: host, _log: log };
+        let mut testpmd = Testpmd { process, pods, _host: host, log };
         wait_until("testpmd forwards", LANE_DEADLINE, || {
             testpmd.process.check_alive()?;
             testpmd.lane().answers()
         })
-        .with_context(|| fs::read_to_string(testpmd._log.path()).unwrap_or_default())?;
+        .with_context(|| fs::read_to_string(testpmd.log.path()).unwrap_or_default())?;
         testpmd.process.signal(Signal::STOP)?;
         Ok(testpmd)
     }
@@ -135,6 +134,7 @@ fn command(log: &NamedTempFile) -> Result<Command> {
     command.args(["--vdev", "net_af_xdp0,iface=h0", "--vdev", "net_af_xdp1,iface=h1", "--"]);
     command.args(TESTPMD);
     // It ends at the end of its input.
-    command.stdin(Stdio::piped()).stdout(log.reopen()?).stderr(log.reopen()?);
+    let written = log.reopen()?;
+    command.stdin(Stdio::piped()).stdout(written.try_clone()?).stderr(written);
     Ok(command)
 }

@@ -1,10 +1,11 @@
 //! A node after `viaductd --uninstall` is as it was before the first start.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::daemon::{Node, PortMode, Setup, binary};
-use e2e::netns::Namespace;
+use e2e::netns::{Namespace, wait_until};
 use rustix::process::Signal;
 
 /// What the daemon may change on a node: links, addresses, routes of all tables, rules, settings.
@@ -39,6 +40,22 @@ fn picture(node: &Namespace) -> Result<Vec<String>> {
     Ok(seen)
 }
 
+/// The picture once the kernel has nothing more to add: carrier, addresses and their routes come in
+/// steps, each from a work queue.
+fn settled(node: &Namespace) -> Result<Vec<String>> {
+    /// Looks in a row that must agree, each some 50 ms.
+    const LOOKS: u32 = 20;
+    let (mut last, mut agreed) = (Vec::new(), 0);
+    wait_until("the node has settled", Duration::from_secs(20), || {
+        let now = picture(node)?;
+        let busy = |row: &String| row.contains("NO-CARRIER") || row.contains("tentative");
+        agreed = if now == last && !now.iter().any(busy) { agreed + 1 } else { 0 };
+        last = now;
+        Ok(agreed >= LOOKS)
+    })?;
+    Ok(last)
+}
+
 fn uninstall(node: &Node) -> Result<()> {
     let config = node.config_path();
     let run =
@@ -54,14 +71,14 @@ fn uninstall(node: &Node) -> Result<()> {
 fn uninstall_leaves_the_node_as_it_was() {
     let test = || -> Result<()> {
         let mut node = Node::make(Setup::new(PortMode::Auto, 1))?;
-        let before = picture(node.namespace())?;
+        let before = settled(node.namespace())?;
         node.start_daemon()?;
         let _pod = node.add_pod("stays")?;
         let during = picture(node.namespace())?;
         ensure!(before != during, "the picture shows what a daemon changes");
         node.stop_daemon(Signal::TERM)?;
         uninstall(&node)?;
-        let after = picture(node.namespace())?;
+        let after = settled(node.namespace())?;
         let lost: Vec<_> = before.iter().filter(|row| !after.contains(row)).collect();
         let new: Vec<_> = after.iter().filter(|row| !before.contains(row)).collect();
         ensure!(lost.is_empty() && new.is_empty(), "lost {lost:#?}\nnew {new:#?}");

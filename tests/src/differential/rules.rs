@@ -11,54 +11,34 @@ mod change;
 mod model;
 mod refusal;
 
-/// A difference with a name.
+/// A difference with a name. First those by which Viaduct drops what Linux may forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "`Rule::sentence` says what each is")]
 pub enum Rule {
-    /// See [`Rule::sentence`], as for all.
     SpoofedMac,
-    #[allow(missing_docs)]
     BadMarker,
-    #[allow(missing_docs)]
     PriorityTag,
-    #[allow(missing_docs)]
     ExtensionHeaders,
-    #[allow(missing_docs)]
     LinkLocal,
-    #[allow(missing_docs)]
     Reserved,
-    #[allow(missing_docs)]
     FragmentBounds,
-    #[allow(missing_docs)]
     UpperTooShort,
-    #[allow(missing_docs)]
     UdpLength,
-    #[allow(missing_docs)]
     LinkControl,
-    #[allow(missing_docs)]
     Redirect,
-    #[allow(missing_docs)]
     BadOptions,
-    #[allow(missing_docs)]
     SpoofedError,
-    #[allow(missing_docs)]
+    StrayError,
     Options,
-    #[allow(missing_docs)]
     HopByHop,
-    #[allow(missing_docs)]
     SilentQuery,
-    #[allow(missing_docs)]
     SilentTooBig,
-    #[allow(missing_docs)]
+    SilentUnreachable,
     NodeHop,
-    #[allow(missing_docs)]
     Unfragmented,
-    #[allow(missing_docs)]
     NobodyCode,
-    #[allow(missing_docs)]
     QuotedHop,
-    #[allow(missing_docs)]
     Completed,
-    #[allow(missing_docs)]
     LimitedError,
 }
 
@@ -66,7 +46,109 @@ impl Rule {
     /// What differs, and why that is right.
     #[must_use]
     pub fn sentence(self) -> &'static str {
-        ""
+        match self {
+            Rule::SpoofedMac => {
+                "Linux looks at no source MAC; a pod may only use its own, or a marker"
+            }
+            Rule::BadMarker => {
+                "Linux knows no markers; one that contradicts its packet is dropped"
+            }
+            Rule::PriorityTag => {
+                "Linux strips a VLAN tag with number 0 (IEEE 802.1Q priority tag); pods' links have \
+                 no VLANs, so tagged frames are of an unknown EtherType"
+            }
+            Rule::ExtensionHeaders => {
+                "Linux forwards without following the chain (RFC 8200 §4); Viaduct has to find \
+                 the ports, so it drops cut-off chains, more than 8 headers (RFC 8504 §5.3), and \
+                 routing type 0 (RFC 5095 §3)"
+            }
+            Rule::LinkLocal => {
+                "Linux forwards to link-local addresses by any route; RFC 3927 §7 and RFC 4291 \
+                 §2.5.6 forbid it"
+            }
+            Rule::Reserved => {
+                "Linux forwards to 0/8, 240/4, :: and IPv4-mapped addresses by any route; RFC \
+                 1812 §5.3.7, RFC 6890 §2.2 and RFC 4291 §2.5.2 forbid it"
+            }
+            Rule::FragmentBounds => {
+                "Linux forwards fragments that are empty or end beyond the longest datagram, which \
+                 no receiver can use (RFC 791 §3.2, RFC 8200 §4.5)"
+            }
+            Rule::UpperTooShort => {
+                "Linux forwards cut-off transport headers; Viaduct needs their ports (RFC 1858 \
+                 §3, RFC 7112 §5)"
+            }
+            Rule::UdpLength => {
+                "Linux forwards UDP whose length does not fit the packet (RFC 768); Viaduct has to \
+                 know where its payload ends"
+            }
+            Rule::LinkControl => {
+                "Linux routes neighbour discovery and MLD to unicast addresses; receivers drop it \
+                 as its hop limit is no longer right (RFC 4861 §7.1, RFC 3810 §6)"
+            }
+            Rule::Redirect => {
+                "Linux forwards ICMP redirects; these concern the link they are sent on (RFC 1122 \
+                 §3.2.2.2)"
+            }
+            Rule::BadOptions => {
+                "options that cannot be walked: Linux answers parameter problem, which RFC 1812 \
+                 §4.3.3.5 asks for; Viaduct drops silently, as it does with all malformed headers"
+            }
+            Rule::SpoofedError => {
+                "Linux looks at options and finds routes before it validates the source, and sends \
+                 ICMP errors to forged ones; Viaduct checks the source first"
+            }
+            Rule::StrayError => {
+                "Linux reads the hop-by-hop header before it sees that the frame is for another \
+                 MAC address, and answers parameter problem"
+            }
+            Rule::Options => {
+                "Linux fills routes and times into IPv4 options, clears what follows the last one \
+                 and refuses what it cannot fill in; Viaduct passes options on as they are (RFC \
+                 7126 §4)"
+            }
+            Rule::HopByHop => {
+                "Linux refuses unknown hop-by-hop options and more than 7 bytes of padding; \
+                 Viaduct is not configured to look at them (RFC 8200 §4)"
+            }
+            Rule::SilentQuery => {
+                "Linux sends no errors about ICMP types above 18; extended echo is a query (RFC \
+                 8335 §2) and may be answered"
+            }
+            Rule::SilentTooBig => {
+                "Linux sends no error about a too-big packet that lies in pieces in its memory \
+                 and begins with extension headers; RFC 4443 §3.2 asks for it"
+            }
+            Rule::SilentUnreachable => {
+                "Linux tells each sender only once a second that a host is unreachable (error_cost \
+                 in /proc/sys/net/ipv4/route, which no namespace has of its own)"
+            }
+            Rule::NodeHop => {
+                "the oracle's router is a hop before the node; Viaduct's worker and the node are \
+                 one router, so it leaves the TTL to the node (RFC 1812 §5.3.1)"
+            }
+            Rule::Unfragmented => {
+                "Linux fragments for the route's MTU; a pod's link takes 65535 bytes, so the \
+                 datagram goes whole, with the same bytes as the fragments reassembled"
+            }
+            Rule::NobodyCode => {
+                "Linux answers ICMPv6 1/0 (no route) for an unreachable route; Viaduct says 1/3 \
+                 (address unreachable, RFC 4443 §3.1) of an address without a pod, as in IPv4"
+            }
+            Rule::QuotedHop => {
+                "Linux quotes a too-big packet with the hop limit it would have left with; Viaduct \
+                 as it came (RFC 4443 §3.2: the invoking packet)"
+            }
+            Rule::Completed => {
+                "past its program, a pod's frame tells an unfinished checksum only by holding the \
+                 pseudo-header's sum, or by a forged marker; Viaduct finishes it, Linux knows \
+                 better"
+            }
+            Rule::LimitedError => {
+                "Viaduct sends fewer ICMP errors than Linux without limits (RFC 1812 §4.3.2.8, RFC \
+                 4443 §2.4 (f))"
+            }
+        }
     }
 }
 

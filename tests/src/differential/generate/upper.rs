@@ -20,7 +20,7 @@ impl Generator<'_> {
         };
         if self.random.chance(3) {
             upper.truncate(self.random.below(24));
-        } else if number == protocol::UDP && self.random.chance(3) {
+        } else if number == protocol::UDP && upper.len() >= 8 && self.random.chance(3) {
             upper[4..6].copy_from_slice(&(self.random.number(2) as u16).to_be_bytes());
         }
         (number, upper)

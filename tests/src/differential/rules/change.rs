@@ -8,12 +8,14 @@ use crate::differential::outcome::{Arrival, Outcome};
 use crate::differential::plan::{MTU, Place};
 
 /// The changes in their order: first what makes a packet one that options do not concern.
-pub(super) const CHANGES: [(Rule, Change); 10] = [
+pub(super) const CHANGES: [(Rule, Change); 12] = [
     (Rule::SpoofedError, spoofed_error),
+    (Rule::StrayError, stray_error),
     (Rule::Options, options),
     (Rule::HopByHop, hop_by_hop),
     (Rule::SilentQuery, silent_query),
     (Rule::SilentTooBig, silent_too_big),
+    (Rule::SilentUnreachable, silent_unreachable),
     (Rule::NodeHop, node_hop),
     (Rule::Unfragmented, unfragmented),
     (Rule::NobodyCode, nobody_code),
@@ -33,6 +35,16 @@ pub(super) fn worker_decides(case: &Case<'_>, ip: &Ip<'_>) -> bool {
 fn spoofed_error(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
     let only_error = matches!(linux[..], [Arrival::Error(_)]);
     (only_error && !case.plan.is_sender(ip.source)).then(Outcome::new)
+}
+
+fn stray_error(case: &Case<'_>, _: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
+    let is_stray = case.facts.to != case.plan.link(Place::PodA).near;
+    match &linux[..] {
+        [Arrival::Error(error)] if is_stray && error.version() == 6 && error.kind == 4 => {
+            Some(Outcome::new())
+        }
+        _ => None,
+    }
 }
 
 fn options(case: &Case<'_>, ip: &Ip<'_>, _: &Outcome) -> Option<Outcome> {
@@ -57,9 +69,18 @@ fn silent_query(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome
 fn silent_too_big(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
     // Below a page, less what the kernel reserves in it, a frame is in one piece.
     let in_pieces = ip.bytes.len() > 4000;
-    let header = matches!(ip.bytes[6], protocol::DESTINATION | protocol::ROUTING);
+    let header = matches!(
+        ip.bytes[6],
+        protocol::HOP_BY_HOP | protocol::DESTINATION | protocol::ROUTING
+    );
     let silent = linux.is_empty() && worker_decides(case, ip);
     (silent && ip.version == 6 && in_pieces && header).then(|| plain(case, ip))
+}
+
+fn silent_unreachable(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
+    let nobody = case.plan.place_of(ip.destination).is_none();
+    let silent = linux.is_empty() && worker_decides(case, ip);
+    (silent && ip.version == 4 && nobody).then(|| plain(case, ip))
 }
 
 fn node_hop(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {

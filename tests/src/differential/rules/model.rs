@@ -25,13 +25,27 @@ pub(super) fn plain(case: &Case<'_>, ip: &Ip<'_>) -> Outcome {
     vec![Arrival::Packet(place, hop_done(&[&head, ip.bytes].concat()))]
 }
 
-/// An ICMP error to the sender.
+/// An ICMP error to the sender, if there may be one.
 fn refused(ip: &Ip<'_>, (kind, code): (u8, u8), rest: u32) -> Outcome {
+    if !may_be_told(ip) {
+        return Outcome::new();
+    }
     // RFC 1812 §4.3.2.3 and RFC 4443 §2.4 (c), less the error's own headers.
     let quoted = if ip.version == 4 { 576 - 28 } else { 1280 - 48 };
     let quote = ip.bytes[..quoted.min(ip.bytes.len())].to_vec();
     let place = Place::PodA;
     vec![Arrival::Error(IcmpError { place, kind, code, rest, quote, fault: None })]
+}
+
+/// RFC 1812 §4.3.2.7 and RFC 4443 §2.4 (e), for a packet with honest addresses: no error about a
+/// later fragment, nor about ICMP that is no query (RFC 792, 950, 1256, 8335; 4443 §2.1).
+fn may_be_told(ip: &Ip<'_>) -> bool {
+    let harmless = match (ip.version, ip.icmp_type()) {
+        (4, Some(kind)) => matches!(kind, 0 | 8..=10 | 13..=18 | 42 | 43),
+        (_, Some(kind)) => kind >= 128 && kind != 137,
+        (_, None) => true,
+    };
+    harmless && ip.fragment_offset == 0
 }
 
 /// The frame one hop on.
