@@ -2,10 +2,10 @@
 //!
 //! Pure and in memory: the journal's pods are reserved again at start, and time is an argument. An
 //! address never has two owners. Addresses that were never used go first, in order; then freed
-//! ones, longest free first, because peers, load balancers and DNS answers remember an address longer
-//! than its pod lives. An address rests as long as any other can be had, but no pod goes without one
-//! for that (docs/decisions/0003-cool-down-is-an-order.md). Memory grows with the pods, not with the
-//! prefix: each pool has a cursor, before which every address is owned or freed.
+//! ones, longest free first, because peers, load balancers and DNS answers remember an address
+//! longer than its pod lives. An address rests as long as any other can be had, but no pod goes
+//! without one for that (docs/decisions/0003-cool-down-is-an-order.md). Memory grows with the
+//! pods, not with the prefix: each pool has a cursor, before which every address is owned or freed.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -20,6 +20,7 @@
 mod answer;
 mod command;
 mod cut;
+mod parts;
 mod rest;
 
 use std::sync::Arc;
@@ -39,6 +40,7 @@ use crate::sync::{Ordering, fence};
 use crate::tables::{PortKind, PortSpec, Route, Tables};
 
 pub use command::{Command, CommandQueue, Event, EventQueue, queues};
+pub use parts::WorkerParts;
 pub use rest::Rest;
 
 /// Packets taken from one port in one pass: the kernel's own NAPI budget, so that one busy port
@@ -47,30 +49,6 @@ pub const BATCH_MAX: usize = 64;
 
 /// ICMPv6 type of a neighbour solicitation (RFC 4861 §4.3), the only one that is answered.
 const NEIGHBOR_SOLICITATION: u8 = 135;
-
-/// What a worker is made of.
-pub struct WorkerParts<P> {
-    /// Its number.
-    pub id: WorkerId,
-    /// Its frames.
-    pub pool: FramePool,
-    /// Where snapshots come from.
-    pub subscription: Subscription,
-    /// Orders of the control thread.
-    pub commands: CommandQueue<P>,
-    /// Answers to it.
-    pub events: EventQueue<P>,
-    /// Rings to the other workers, by worker number; its own place is `None`.
-    pub out: Vec<Option<CrossingOut>>,
-    /// Rings from the other workers.
-    pub incoming: Vec<CrossingIn>,
-    /// What wakes it.
-    pub bell: Arc<Bell>,
-    /// What it counts.
-    pub counters: Arc<WorkerCounters>,
-    /// Random and secret: decides which ICMP errors the limiter lets pass.
-    pub seed: u64,
-}
 
 /// A port that the worker owns.
 struct Port<P> {
@@ -131,43 +109,6 @@ enum Direction {
 }
 
 impl<P: PacketIo> Worker<P> {
-    /// Puts the parts together.
-    #[must_use]
-    pub fn new(parts: WorkerParts<P>) -> Worker<P> {
-        let WorkerParts {
-            id,
-            pool,
-            mut subscription,
-            commands,
-            events,
-            out,
-            incoming,
-            bell,
-            counters,
-            seed,
-        } = parts;
-        counters.frames_total.set(u64::from(pool.count().total));
-        Worker {
-            id,
-            tables: subscription.adopt().clone(),
-            pool,
-            subscription,
-            commands,
-            events,
-            ports: Vec::new(),
-            slots: vec![None; crate::port::PORTS_MAX],
-            out,
-            incoming,
-            bell,
-            counters,
-            limiter: Limiter::new(seed),
-            batch: Vec::with_capacity(BATCH_MAX),
-            now_ns: 0,
-            ports_added: false,
-            stopping: false,
-        }
-    }
-
     /// One pass at monotonic time `now_ns`. Returns how many packets it took in. Every stage is
     /// bounded by [`BATCH_MAX`] per port.
     pub fn pass(&mut self, now_ns: u64) -> usize {

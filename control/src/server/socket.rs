@@ -109,8 +109,8 @@ impl Drop for SocketFile {
     }
 }
 
-/// Makes the socket's directory, if need be, for root alone. One that exists is left as it is, since
-/// it may be everybody's (`/run`), but nobody else may be able to replace what is in it.
+/// Makes the socket's directory, if need be, for root alone. One that exists is left as it is,
+/// since it may be everybody's (`/run`), but nobody else may be able to replace what is in it.
 fn make_directory(socket: &Path) -> Result<(), SocketError> {
     /// Set on `/tmp`: there only the owner can replace a file (inode(7), S_ISVTX).
     const STICKY: u32 = 0o1000;

@@ -57,7 +57,7 @@ impl<T: Copy> Mapping<T> {
     }
 
     fn producer(&self) -> &AtomicU32 {
-        // SAFETY: points into the mapping, aligned by the kernel's layout; only accessed atomically.
+        // SAFETY: points into the mapping, aligned by the kernel's layout; all access is atomic.
         unsafe { self.producer.as_ref() }
     }
 

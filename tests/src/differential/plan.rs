@@ -48,9 +48,9 @@ pub struct Plan {
     pub pod_cidrs: [String; 2],
     /// Bytes of an IP packet that the links of pods and node take.
     pub link_mtu: usize,
-    /// Whether a checksum that a pod leaves open is completed by the device it arrives at, or by
-    /// the worker before (basic port mode).
-    pub devices_sum: bool,
+    /// Whether pods keep their offloads: a program marks what their kernels send, and checksums are
+    /// left to devices. In basic port mode there is no program, and workers complete checksums.
+    pub offloads: bool,
     /// The links, in the order of [`PLACES`].
     pub links: [Link; 4],
 }
@@ -127,7 +127,7 @@ pub(super) fn tests_plan() -> Plan {
         nobody: (Ipv4Addr::new(10, 244, 0, 250), v6(0xfeed)),
         pod_cidrs: ["10.244.0.0/24".into(), "fd00:10:244::/64".into()],
         link_mtu: 65535,
-        devices_sum: true,
+        offloads: true,
         links: [link(1), link(2), link(3), link(4)],
     }
 }

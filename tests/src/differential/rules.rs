@@ -50,9 +50,7 @@ impl Rule {
             Rule::SpoofedMac => {
                 "Linux looks at no source MAC; a pod may only use its own, or a marker"
             }
-            Rule::BadMarker => {
-                "Linux knows no markers; one that contradicts its packet is dropped"
-            }
+            Rule::BadMarker => "Linux knows no markers; one that contradicts its packet is dropped",
             Rule::PriorityTag => {
                 "Linux strips a VLAN tag with number 0 (IEEE 802.1Q priority tag); pods' links have \
                  no VLANs, so tagged frames are of an unknown EtherType"
@@ -161,6 +159,14 @@ pub struct Case<'a> {
     pub sending: Sending,
     /// The frame.
     pub facts: Facts<'a>,
+}
+
+impl Case<'_> {
+    /// Whether the program at the pod's interface has replaced the source MAC.
+    #[must_use]
+    pub fn is_marked(&self) -> bool {
+        self.sending == Sending::Queued && self.plan.offloads
+    }
 }
 
 /// What Viaduct has to do, given what Linux did, and the rules that made the difference.

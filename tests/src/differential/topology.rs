@@ -121,7 +121,7 @@ pub fn viaduct(setup: &Setup) -> Result<(Viaduct, Plan)> {
         nobody: (nobody4, nobody6),
         pod_cidrs: node.pod_cidrs(),
         link_mtu: mtu_of_link(&pods[0].namespace, "eth0")?,
-        devices_sum: setup.port_mode == PortMode::Auto,
+        offloads: setup.port_mode == PortMode::Auto,
         links,
     };
     for pod in &pods {

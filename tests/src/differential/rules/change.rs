@@ -69,10 +69,8 @@ fn silent_query(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome
 fn silent_too_big(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
     // Below a page, less what the kernel reserves in it, a frame is in one piece.
     let in_pieces = ip.bytes.len() > 4000;
-    let header = matches!(
-        ip.bytes[6],
-        protocol::HOP_BY_HOP | protocol::DESTINATION | protocol::ROUTING
-    );
+    let header =
+        matches!(ip.bytes[6], protocol::HOP_BY_HOP | protocol::DESTINATION | protocol::ROUTING);
     let silent = linux.is_empty() && worker_decides(case, ip);
     (silent && ip.version == 6 && in_pieces && header).then(|| plain(case, ip))
 }
@@ -146,9 +144,9 @@ fn quoted_hop(_: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
 fn completed(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
     let (start, field) = marked_sum(case, ip)?;
     let [Arrival::Packet(place, frame)] = &linux[..] else { return None };
-    let devices_sum = case.plan.devices_sum;
-    if devices_sum && *place != Place::Outside {
+    let offloads = case.plan.offloads;
+    if offloads && *place != Place::Outside {
         return None; // left to the device of the pod or node, which nobody asks to
     }
-    Some(vec![Arrival::Packet(*place, complete(frame, start, field, devices_sum))])
+    Some(vec![Arrival::Packet(*place, complete(frame, start, field, offloads))])
 }

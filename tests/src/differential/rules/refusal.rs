@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use super::{Case, Rule};
 use crate::differential::facts::{Chain, Facts, Fragment, Ip, protocol, upper_sum, word};
 use crate::differential::plan::{Mac, Place};
-use crate::differential::station::Sending;
 
 /// First byte of a marker.
 const MARKER: u8 = 2;
@@ -19,7 +18,7 @@ pub(super) fn check(case: &Case<'_>) -> Result<(), Rule> {
         return Err(Rule::PriorityTag);
     }
     let Some(ip) = &facts.ip else { return Ok(()) };
-    if case.sending == Sending::Bypass {
+    if !case.is_marked() {
         check_mac(facts, ip, case.plan.link(Place::PodA).far)?;
     }
     check_network(ip)?;
@@ -46,7 +45,7 @@ fn check_mac(facts: &Facts<'_>, ip: &Ip<'_>, own: Mac) -> Result<(), Rule> {
 /// Where the checksum is that Viaduct takes for unfinished: from what byte of the frame on it
 /// sums, and where it writes the sum.
 pub(super) fn marked_sum(case: &Case<'_>, ip: &Ip<'_>) -> Option<(usize, usize)> {
-    if case.sending == Sending::Queued {
+    if case.is_marked() {
         return None;
     }
     let [first, start, offset, flags, ..] = case.facts.from;

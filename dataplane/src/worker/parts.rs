@@ -1,0 +1,74 @@
+//! A worker before its thread: what control puts together.
+
+use std::sync::Arc;
+
+use super::{BATCH_MAX, CommandQueue, EventQueue, Worker};
+use crate::counters::WorkerCounters;
+use crate::crossing::{Bell, CrossingIn, CrossingOut};
+use crate::frame::FramePool;
+use crate::icmp::Limiter;
+use crate::port::{PORTS_MAX, PacketIo, WorkerId};
+use crate::publish::Subscription;
+
+/// What a worker is made of.
+pub struct WorkerParts<P> {
+    /// Its number.
+    pub id: WorkerId,
+    /// Its frames.
+    pub pool: FramePool,
+    /// Where snapshots come from.
+    pub subscription: Subscription,
+    /// Orders of the control thread.
+    pub commands: CommandQueue<P>,
+    /// Answers to it.
+    pub events: EventQueue<P>,
+    /// Rings to the other workers, by worker number; its own place is `None`.
+    pub out: Vec<Option<CrossingOut>>,
+    /// Rings from the other workers.
+    pub incoming: Vec<CrossingIn>,
+    /// What wakes it.
+    pub bell: Arc<Bell>,
+    /// What it counts.
+    pub counters: Arc<WorkerCounters>,
+    /// Random and secret: decides which ICMP errors the limiter lets pass.
+    pub seed: u64,
+}
+
+impl<P: PacketIo> Worker<P> {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(parts: WorkerParts<P>) -> Worker<P> {
+        let WorkerParts {
+            id,
+            pool,
+            mut subscription,
+            commands,
+            events,
+            out,
+            incoming,
+            bell,
+            counters,
+            seed,
+        } = parts;
+        counters.frames_total.set(u64::from(pool.count().total));
+        Worker {
+            id,
+            tables: subscription.adopt().clone(),
+            pool,
+            subscription,
+            commands,
+            events,
+            ports: Vec::new(),
+            slots: vec![None; PORTS_MAX],
+            out,
+            incoming,
+            bell,
+            counters,
+            limiter: Limiter::new(seed),
+            batch: Vec::with_capacity(BATCH_MAX),
+            now_ns: 0,
+            ports_added: false,
+            stopping: false,
+        }
+    }
+}
