@@ -111,7 +111,7 @@ fn every_drop_reason_stands_in_the_architecture() {
     let table = source.split("pub const TABLE").nth(1).expect("the table");
     let table = table.split("impl DropReason").next().expect("its end");
     let quoted: Vec<&str> = table.split('"').skip(1).step_by(2).collect();
-    assert!(quoted.len() > 80 && quoted.len() % 2 == 0, "names and sentences");
+    assert!(quoted.len() > 80 && quoted.len().is_multiple_of(2), "names and sentences");
     let missing: Vec<_> = quoted
         .chunks(2)
         .filter(|row| !document.contains(&format!("| `{}` | {} |", row[0], row[1])))

@@ -3,7 +3,7 @@
 use super::model::{complete, hop_by_hop_acts, hop_undone, options_act, plain, reassembled};
 use super::refusal::marked_sum;
 use super::{Case, Change, Rule};
-use crate::differential::facts::{Ip, protocol};
+use crate::differential::facts::{ETHERNET, Ip, protocol};
 use crate::differential::outcome::{Arrival, Outcome};
 use crate::differential::plan::{MTU, Place};
 
@@ -143,10 +143,24 @@ fn quoted_hop(_: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
 
 fn completed(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
     let (start, field) = marked_sum(case, ip)?;
-    let [Arrival::Packet(place, frame)] = &linux[..] else { return None };
     let offloads = case.plan.offloads;
-    if offloads && *place != Place::Outside {
-        return None; // left to the device of the pod or node, which nobody asks to
+    match &linux[..] {
+        // Left to the device of the pod or node, which nobody asks to.
+        [Arrival::Packet(Place::PodA | Place::PodB | Place::Node, _)] if offloads => None,
+        [Arrival::Packet(place, frame)] => {
+            Some(vec![Arrival::Packet(*place, complete(frame, start, field, offloads))])
+        }
+        // The node's kernel quotes what it got from the worker.
+        [Arrival::Error(error)] if !offloads && !worker_decides(case, ip) => {
+            let frame = &case.facts.frame[..ETHERNET + ip.bytes.len()];
+            let frame = complete(frame, start, field, false);
+            let mut error = error.clone();
+            let quoted = error.quote.iter_mut().zip(&frame[ETHERNET..]);
+            for (quoted, byte) in quoted.skip(field - ETHERNET).take(2) {
+                *quoted = *byte;
+            }
+            Some(vec![Arrival::Error(error)])
+        }
+        _ => None,
     }
-    Some(vec![Arrival::Packet(*place, complete(frame, start, field, offloads))])
 }
