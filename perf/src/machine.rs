@@ -2,10 +2,21 @@
 
 use std::fmt;
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use serde::Serialize;
+
+use crate::interrupt;
+use crate::report::progress;
+
+/// How long others are watched before a run.
+const LOOK_AROUND: Duration = Duration::from_millis(700);
+
+/// Beside one compiler on two cores, Viaduct's worker lost three of four packets of 64 bytes: it
+/// needs a core of its own, and the pods need another.
+const DISTURBING_CORES: f64 = 0.15;
 
 /// What figures have to be read beside.
 #[derive(Clone, Debug, Serialize)]
@@ -16,8 +27,8 @@ pub struct Machine {
     pub cpu: String,
     /// Cores that this process may use.
     pub cores: usize,
-    /// Load average of the last minute, before the run: above 0.5, others disturb.
-    pub load: f64,
+    /// Cores that other programs kept busy before the run.
+    pub others_busy_cores: f64,
 }
 
 impl Machine {
@@ -29,21 +40,27 @@ impl Machine {
         let read = |path: &str| fs::read_to_string(path).with_context(|| format!("read {path}"));
         let cpuinfo = read("/proc/cpuinfo")?;
         let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name"));
-        let loadavg = read("/proc/loadavg")?;
-        let load = loadavg.split(' ').next().and_then(|load| load.parse().ok());
+        let before = CpuTimes::now()?;
+        interrupt::pause(LOOK_AROUND)?;
+        let others_busy_cores = CpuTimes::now()?.since(before).busy_cores();
+        if others_busy_cores > DISTURBING_CORES {
+            progress(&format!(
+                "others keep {others_busy_cores:.1} cores busy: these figures say little"
+            ));
+        }
         Ok(Machine {
             kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             cpu: model.unwrap_or("unknown").trim_start_matches(['\t', ' ', ':']).to_owned(),
             cores: usable_cores()?.len(),
-            load: load.unwrap_or(0.0),
+            others_busy_cores,
         })
     }
 }
 
 impl fmt::Display for Machine {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Machine { kernel, cpu, cores, load } = self;
-        write!(out, "Linux {kernel}, {cores} cores of {cpu}, load {load} before the run")
+        let Machine { kernel, cpu, cores, others_busy_cores: others } = self;
+        write!(out, "Linux {kernel}, {cores} cores of {cpu}, others kept {others:.2} of them busy")
     }
 }
 

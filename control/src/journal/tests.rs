@@ -293,7 +293,8 @@ const FULL_DIR: &str = "JOURNAL_TEST_FULL_DIR";
 fn an_append_that_finds_no_room_fails_and_leaves_the_file_as_it_was() {
     // A limit on the file's size, in a child of our own, ends a write half-way as a full disk does.
     let dir = state_dir();
-    let status = Command::new("sh")
+    // Its output goes through a pipe: the limit is for every file, a log that it would share too.
+    let child = Command::new("sh")
         .args(["-c", r#"trap "" XFSZ; ulimit -f 8; exec "$0" "$@""#])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "--ignored", "--test-threads=1"])
@@ -302,9 +303,9 @@ fn an_append_that_finds_no_room_fails_and_leaves_the_file_as_it_was() {
             module_path!().split_once("::").unwrap().1
         ))
         .env(FULL_DIR, dir.path())
-        .status()
+        .output()
         .unwrap();
-    assert!(status.success());
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
     let (_, records) = open(dir.path());
     let expected: Vec<Record> = (0..u32::try_from(records.len()).unwrap()).map(attached).collect();
     assert_eq!(records, expected);

@@ -163,11 +163,11 @@ pub fn linux(plan: &Plan) -> Result<Oracle> {
 
 /// Joins a place to the router as it is joined to the node or worker in the other network.
 fn connect(plan: &Plan, place: Place, router: &Namespace, far: &Namespace) -> Result<()> {
-    let (name, mtu, addresses, route) = match place {
-        Place::PodA => ("pod-a", plan.link_mtu, plan.pod_a, format!("mtu {MTU}")),
-        Place::PodB => ("pod-b", plan.link_mtu, plan.pod_b, format!("mtu {MTU}")),
-        Place::Node => ("node", plan.link_mtu, (NODE_V4, NODE_V6), String::new()),
-        Place::Outside => ("up0", MTU, (OUTSIDE_V4, OUTSIDE_V6), String::new()),
+    let (name, mtu, addresses, route_mtu) = match place {
+        Place::PodA => ("pod-a", plan.link_mtu, plan.pod_a, Some(MTU)),
+        Place::PodB => ("pod-b", plan.link_mtu, plan.pod_b, Some(MTU)),
+        Place::Node => ("node", plan.link_mtu, (NODE_V4, NODE_V6), None),
+        Place::Outside => ("up0", MTU, (OUTSIDE_V4, OUTSIDE_V6), None),
     };
     let link = plan.link(place);
     let [near_mac, far_mac] = [mac_text(link.near), mac_text(link.far)];
@@ -189,8 +189,11 @@ fn connect(plan: &Plan, place: Place, router: &Namespace, far: &Namespace) -> Re
         ip(router, &format!("-6 route add default via {OUTSIDE_V6}"))?;
         return finish_outside(router, far, link.far);
     }
-    for address in [IpAddr::V4(addresses.0), IpAddr::V6(addresses.1)] {
-        ip(router, &format!("route add {address} dev {name} {route}"))?;
+    for (address, lock) in [(IpAddr::V4(addresses.0), ""), (IpAddr::V6(addresses.1), "lock")] {
+        // IPv6 forwards by a route's MTU only when it is locked (ip6_dst_mtu_maybe_forward), else
+        // finds the packet too long when it is about to leave, where it looks at headers again.
+        let mtu = route_mtu.map_or(String::new(), |mtu| format!("mtu {lock} {mtu}"));
+        ip(router, &format!("route add {address} dev {name} {mtu}"))?;
         ip(router, &format!("neigh add {address} lladdr {far_mac} dev {name} nud permanent"))?;
     }
     // IPv6 has no rp_filter setting; this is what stands in its place.
