@@ -77,6 +77,9 @@ pub trait PacketIo {
     /// Wakes the kernel if it has something to send and asks to be woken.
     fn kick(&mut self) -> Kicked;
 
+    /// Frees what the port holds outside of its rings, before it goes.
+    fn abandon(&mut self, pool: &mut FramePool);
+
     /// The kernel's own drop counters.
     fn kernel_drops(&self) -> KernelDrops;
 

@@ -158,6 +158,8 @@ impl PacketIo for SimPort {
         Kicked::default()
     }
 
+    fn abandon(&mut self, _pool: &mut FramePool) {}
+
     fn kernel_drops(&self) -> KernelDrops {
         self.drops
     }

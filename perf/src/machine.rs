@@ -130,7 +130,7 @@ impl CpuTimes {
     }
 }
 
-/// CPU time of every thread of a process so far: its name, and ns on a CPU
+/// CPU time so far of every thread that a process has: its name, and ns on a CPU
 /// (Documentation/scheduler/sched-stats.rst, "/proc/PID/schedstat").
 ///
 /// # Errors
@@ -141,7 +141,8 @@ pub fn thread_times(pid: u32) -> Result<Vec<(String, u64)>> {
     for entry in fs::read_dir(&tasks).with_context(|| format!("read {tasks}"))? {
         let task = entry?.path();
         let name = fs::read_to_string(task.join("comm")).unwrap_or_default();
-        let stat = fs::read_to_string(task.join("schedstat")).context("read schedstat")?;
+        // A thread may end while the list is read.
+        let Ok(stat) = fs::read_to_string(task.join("schedstat")) else { continue };
         let ns = stat.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0);
         times.push((name.trim().to_owned(), ns));
     }

@@ -87,7 +87,8 @@ impl<P: PacketIo> Worker<P> {
         let Some(index) = self.slots[usize::from(id.0)].take() else { return };
         let index = usize::from(index);
         self.mirror_kernel_drops(index);
-        let port = self.ports.swap_remove(index);
+        let mut port = self.ports.swap_remove(index);
+        port.io.abandon(&mut self.pool);
         if let Some(moved) = self.ports.get(index) {
             self.slots[usize::from(moved.id.0)] = Some(index as u16);
         }

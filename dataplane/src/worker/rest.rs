@@ -16,6 +16,10 @@ const SPIN_PASSES: u32 = 20;
 /// Longest sleep: the kernel's drop counters are mirrored this often on an idle node.
 const SLEEP_MAX: Duration = Duration::from_millis(250);
 
+/// Sleep while a port has packets that the kernel did not take: its send buffer was full, and pods
+/// empty theirs within a scheduling slice.
+const SEND_AGAIN: Duration = Duration::from_millis(1);
+
 /// Between two rounds of housekeeping on a busy node.
 const HOUSEKEEPING_NS: u64 = 100_000_000;
 
@@ -76,8 +80,10 @@ impl<P: PacketIo> Worker<P> {
             || newest != self.tables.generation()
             || self.incoming.iter().any(|i| !i.is_empty());
         if !waiting {
-            let timeout =
-                rustix::event::Timespec { tv_sec: 0, tv_nsec: SLEEP_MAX.as_nanos() as i64 };
+            // Nothing wakes us when the kernel has room for what it could not take.
+            let unsent = self.ports.iter().any(|port| port.pending);
+            let longest = if unsent { SEND_AGAIN } else { SLEEP_MAX };
+            let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: longest.as_nanos() as i64 };
             // Who it was does not matter: the next pass looks at every port.
             woken_by.clear();
             let events = rustix::buffer::spare_capacity(woken_by);

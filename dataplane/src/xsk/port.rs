@@ -31,6 +31,8 @@ pub struct XskPort {
     fill_max: u32,
     /// A packet whose last descriptor has not arrived, though rings deliver whole packets.
     partial: Option<Packet>,
+    /// The rest of the present packet is thrown away: one of its descriptors was bad.
+    skipping: bool,
     uncommitted: bool,
 }
 
@@ -38,7 +40,14 @@ impl XskPort {
     /// A port in `slot` on a socket with rings of `sizes`.
     #[must_use]
     pub fn new(socket: Socket, slot: u16, sizes: RingSizes) -> XskPort {
-        XskPort { socket, slot, fill_max: sizes.fill, partial: None, uncommitted: false }
+        XskPort {
+            socket,
+            slot,
+            fill_max: sizes.fill,
+            partial: None,
+            skipping: false,
+            uncommitted: false,
+        }
     }
 
     /// The socket, for the socket map and for sharing its memory.
@@ -51,6 +60,23 @@ impl XskPort {
     #[must_use]
     pub fn slot(&self) -> u16 {
         self.slot
+    }
+
+    /// Adds a piece to the packet that is arriving. `None`, and all of it freed, when the piece is
+    /// bad, an earlier one was, or there are more than the kernel would send on.
+    fn join(&mut self, pool: &mut FramePool, piece: Option<Packet>) -> Option<Packet> {
+        let (chain, piece) = match (self.partial.take(), piece) {
+            (None, Some(piece)) if !self.skipping => return Some(piece),
+            (Some(mut chain), Some(piece)) => match pool.append(&mut chain, piece) {
+                Ok(()) => return Some(chain),
+                Err(piece) => (Some(chain), Some(piece)),
+            },
+            rest => rest,
+        };
+        for packet in chain.into_iter().chain(piece) {
+            pool.release(packet);
+        }
+        None
     }
 
     /// Writes the request to complete a checksum before the packet's bytes.
@@ -72,28 +98,14 @@ impl PacketIo for XskPort {
         let full = batch.len() + room;
         while batch.len() < full {
             let Some(descriptor) = self.socket.rx.pop() else { break };
-            let Some(piece) = pool.from_rx(self.slot, descriptor.addr, descriptor.len) else {
-                bad += 1;
-                continue;
-            };
-            let packet = match self.partial.take() {
-                None => piece,
-                Some(mut chain) => match pool.append(&mut chain, piece) {
-                    Ok(()) => chain,
-                    Err(piece) => {
-                        // More than 18 frames: no packet that the kernel would send on.
-                        pool.release(piece);
-                        pool.release(chain);
-                        bad += 1;
-                        continue;
-                    }
-                },
-            };
-            if descriptor.options & XDP_PKT_CONTD == 0 {
-                batch.push(packet);
-            } else {
-                self.partial = Some(packet);
+            let last = descriptor.options & XDP_PKT_CONTD == 0;
+            let piece = pool.from_rx(self.slot, descriptor.addr, descriptor.len);
+            match self.join(pool, piece) {
+                Some(packet) if last => batch.push(packet),
+                Some(packet) => self.partial = Some(packet),
+                None => bad += u64::from(!std::mem::replace(&mut self.skipping, true)),
             }
+            self.skipping &= !last;
         }
         self.socket.rx.release();
         bad
@@ -172,6 +184,12 @@ impl PacketIo for XskPort {
         kicked.pending = self.socket.tx.pending() > 0 && !kicked.gone;
         self.uncommitted = kicked.pending;
         kicked
+    }
+
+    fn abandon(&mut self, pool: &mut FramePool) {
+        if let Some(packet) = self.partial.take() {
+            pool.release(packet);
+        }
     }
 
     fn kernel_drops(&self) -> KernelDrops {

@@ -214,6 +214,10 @@ impl PacketIo for Wire {
         Kicked { refused, ..line.port.kick() }
     }
 
+    fn abandon(&mut self, pool: &mut FramePool) {
+        self.0.borrow_mut().port.abandon(pool);
+    }
+
     fn kernel_drops(&self) -> KernelDrops {
         self.0.borrow().port.kernel_drops()
     }

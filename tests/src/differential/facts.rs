@@ -8,6 +8,10 @@ use super::plan::Mac;
 /// Bytes of an Ethernet header without tags.
 pub const ETHERNET: usize = 14;
 
+/// Bytes of a packet that lie in its first frame, where Viaduct looks for headers (RFC 8504 §5.3
+/// allows such limits): a frame of 4096 less what XDP keeps free before the packet.
+pub const FIRST_FRAME: usize = 4096 - 256;
+
 /// IANA protocol numbers.
 pub mod protocol {
     #![allow(missing_docs)] // names of a public registry
@@ -44,7 +48,7 @@ pub enum Chain {
     Sound,
     /// A header is cut off by the end of the packet.
     CutOff,
-    /// More than eight headers.
+    /// More than eight headers, or more than fit into [`FIRST_FRAME`].
     TooLong,
     /// A routing header of type 0.
     RoutingZero,
@@ -206,7 +210,8 @@ fn follow(ip: &mut Ip<'_>) -> Chain {
         }
         (ip.protocol, ip.upper) = (next, rest);
     }
-    if headers > 8 { Chain::TooLong } else { Chain::Sound }
+    let end = ETHERNET + ip.bytes.len() - ip.upper.len();
+    if headers > 8 || end > FIRST_FRAME { Chain::TooLong } else { Chain::Sound }
 }
 
 fn part(offset: usize, more: bool) -> Fragment {
@@ -274,5 +279,59 @@ impl Ip<'_> {
     pub fn icmp_type(&self) -> Option<u8> {
         let has_type = self.protocol == self.icmp() && self.fragment != Fragment::Later;
         self.upper.first().copied().filter(|_| has_type)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An IPv6 frame with this next header and payload.
+    fn frame_v6(next: u8, payload: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0; ETHERNET + 40];
+        frame[12..14].copy_from_slice(&[0x86, 0xdd]);
+        frame[14] = 0x60;
+        frame[18..20].copy_from_slice(&(payload.len() as u16).to_be_bytes());
+        frame[20] = next;
+        [&frame, payload].concat()
+    }
+
+    fn chain_of(next: u8, payload: &[u8]) -> (Chain, u8, usize) {
+        let frame = frame_v6(next, payload);
+        let ip = of(&frame).and_then(|facts| facts.ip).expect("valid IPv6");
+        (ip.chain, ip.protocol, ip.upper.len())
+    }
+
+    #[test]
+    fn a_chain_is_followed_to_the_upper_layer() {
+        use protocol::{DESTINATION, FRAGMENT, UDP};
+        let options = [FRAGMENT, 0, 1, 4, 0, 0, 0, 0];
+        let atomic = [UDP, 0, 0, 0, 1, 2, 3, 4];
+        let payload = [&options[..], &atomic, &[7; 9]].concat();
+        assert_eq!(chain_of(DESTINATION, &payload), (Chain::Sound, UDP, 9));
+        assert_eq!(chain_of(DESTINATION, &payload[..12]).0, Chain::CutOff);
+    }
+
+    #[test]
+    fn a_ninth_header_is_too_many() {
+        use protocol::{DESTINATION, UDP};
+        let header = |next| [next, 0, 1, 4, 0, 0, 0, 0];
+        let chain = |len: usize| {
+            let inner = [header(DESTINATION)].repeat(len - 1).concat();
+            chain_of(DESTINATION, &[&inner[..], &header(UDP)].concat()).0
+        };
+        assert_eq!((chain(8), chain(9)), (Chain::Sound, Chain::TooLong));
+    }
+
+    #[test]
+    fn a_wrong_checksum_makes_no_ip_packet() {
+        let mut frame = vec![0; ETHERNET + 20];
+        frame[12..15].copy_from_slice(&[8, 0, 0x45]);
+        frame[17] = 20;
+        let sum = !ones_complement(&frame[ETHERNET..]);
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        assert!(of(&frame).is_some_and(|facts| facts.ip.is_some()));
+        frame[25] ^= 1;
+        assert!(of(&frame).is_some_and(|facts| facts.ip.is_none()));
     }
 }

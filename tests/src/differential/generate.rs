@@ -152,12 +152,13 @@ impl<'a> Generator<'a> {
         header
     }
 
-    /// A source MAC that claims to come from the program at the interface. None that asks for
-    /// segments: what comes of these, no Linux router does.
+    /// A source MAC that claims to come from the program at the interface. None asks for segments,
+    /// or for a checksum in place of ports or an ICMP type: what comes of these, no Linux router
+    /// does.
     fn forged_mark(&mut self, packet: &[u8]) -> [u8; 6] {
         let total = word(packet, 2).map_or(0, usize::from);
         let start = if self.random.chance(50) { 34 } else { self.random.byte() };
-        let offset = self.random.pick(&[6, 16, 0, 200]);
+        let offset = self.random.pick(&[6, 16, 200]);
         let mut flags = self.random.byte() & !2;
         if total > MARKED_MAX || packet.len() > MARKED_MAX {
             flags &= !1;

@@ -200,7 +200,7 @@ impl fmt::Debug for IcmpError {
 /// Bytes as a reader of packets wants them; the middle of long ones is left out.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
-    const SHOWN: usize = 208;
+    const SHOWN: usize = 128;
     let shown = &bytes[..bytes.len().min(SHOWN)];
     let lines = shown.chunks(16).map(|line| {
         let words: Vec<String> = line.iter().map(|byte| format!("{byte:02x}")).collect();

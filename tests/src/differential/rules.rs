@@ -10,6 +10,8 @@ use super::station::Sending;
 mod change;
 mod model;
 mod refusal;
+#[cfg(test)]
+mod tests;
 
 /// A difference with a name. First those by which Viaduct drops what Linux may forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,12 +34,10 @@ pub enum Rule {
     Options,
     HopByHop,
     SilentQuery,
-    SilentTooBig,
     SilentUnreachable,
     NodeHop,
     Unfragmented,
     NobodyCode,
-    QuotedHop,
     Completed,
     LimitedError,
 }
@@ -52,12 +52,12 @@ impl Rule {
             }
             Rule::BadMarker => "Linux knows no markers; one that contradicts its packet is dropped",
             Rule::PriorityTag => {
-                "Linux strips a VLAN tag with number 0 (IEEE 802.1Q priority tag); pods' links have \
-                 no VLANs, so tagged frames are of an unknown EtherType"
+                "Linux strips a VLAN tag with number 0 (IEEE 802.1Q priority tag); pods' links \
+                 have no VLANs, so tagged frames are of an unknown EtherType"
             }
             Rule::ExtensionHeaders => {
                 "Linux forwards without following the chain (RFC 8200 §4); Viaduct has to find \
-                 the ports, so it drops cut-off chains, more than 8 headers (RFC 8504 §5.3), and \
+                 the ports, so it drops cut-off chains, long ones (RFC 8504 §5.3), and \
                  routing type 0 (RFC 5095 §3)"
             }
             Rule::LinkLocal => {
@@ -82,7 +82,7 @@ impl Rule {
             }
             Rule::LinkControl => {
                 "Linux routes neighbour discovery and MLD to unicast addresses; receivers drop it \
-                 as its hop limit is no longer right (RFC 4861 §7.1, RFC 3810 §6)"
+                 as its hop limit is no longer right (RFC 4861 §7.1, RFC 3810 §5)"
             }
             Rule::Redirect => {
                 "Linux forwards ICMP redirects; these concern the link they are sent on (RFC 1122 \
@@ -97,13 +97,13 @@ impl Rule {
                  ICMP errors to forged ones; Viaduct checks the source first"
             }
             Rule::StrayError => {
-                "Linux reads the hop-by-hop header before it sees that the frame is for another \
-                 MAC address, and answers parameter problem"
+                "Linux reads the hop-by-hop header before it sees that it does not forward the \
+                 packet, for another MAC address or a group, and answers parameter problem"
             }
             Rule::Options => {
                 "Linux fills routes and times into IPv4 options, clears what follows the last one \
-                 and refuses what it cannot fill in; Viaduct passes options on as they are (RFC \
-                 7126 §4)"
+                 and refuses what it cannot fill in; Viaduct forwards as if there were no options, \
+                 one of the choices of RFC 7126 §4.6"
             }
             Rule::HopByHop => {
                 "Linux refuses unknown hop-by-hop options and more than 7 bytes of padding; \
@@ -112,10 +112,6 @@ impl Rule {
             Rule::SilentQuery => {
                 "Linux sends no errors about ICMP types above 18; extended echo is a query (RFC \
                  8335 §2) and may be answered"
-            }
-            Rule::SilentTooBig => {
-                "Linux sends no error about a too-big packet that lies in pieces in its memory \
-                 and begins with extension headers; RFC 4443 §3.2 asks for it"
             }
             Rule::SilentUnreachable => {
                 "Linux tells each sender only once a second that a host is unreachable (error_cost \
@@ -132,10 +128,6 @@ impl Rule {
             Rule::NobodyCode => {
                 "Linux answers ICMPv6 1/0 (no route) for an unreachable route; Viaduct says 1/3 \
                  (address unreachable, RFC 4443 §3.1) of an address without a pod, as in IPv4"
-            }
-            Rule::QuotedHop => {
-                "Linux quotes a too-big packet with the hop limit it would have left with; Viaduct \
-                 as it came (RFC 4443 §3.2: the invoking packet)"
             }
             Rule::Completed => {
                 "past its program, a pod's frame tells an unfinished checksum only by holding the \

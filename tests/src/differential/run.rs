@@ -1,7 +1,6 @@
 //! Batches in lock-step: the same frames into both networks, everything that arrives out of both.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -116,11 +115,10 @@ fn gather(
 ) -> Result<()> {
     let what = format!("the end of batch {batch}");
     stations[place as usize].receive_until(&what, deadline, |frame| {
-        let destination = facts::of(&frame).and_then(|facts| facts.ip).map(|ip| ip.destination);
+        let ip = facts::of(&frame).and_then(|facts| facts.ip);
         // The node port also carries what only passes the node: that counts where it arrives.
         let is_for_place = place != Place::Node
-            || destination == Some(IpAddr::V4(NODE_V4))
-            || destination.is_some_and(|to| plan.place_of(to) == Some(Place::Node));
+            || ip.is_some_and(|ip| plan.place_of(ip.destination) == Some(place));
         match ended_batch(&frame) {
             _ if !is_for_place => {}
             Some(ended) => barriers -= usize::from(ended == batch),
@@ -152,11 +150,14 @@ fn judge(plan: &Plan, batch: &Batch, ours: Arrivals, theirs: Arrivals, report: &
         if agree(&case, &ours, &predicted, &mut rules) {
             report.count(&ours, &rules);
         } else {
+            let predicted = match &rules[..] {
+                [] => String::new(),
+                rules => format!("\n  predicted by {rules:?}: {predicted:?}"),
+            };
             report.differences.push(format!(
-                "sent {:?}: {}\n  Linux: {linux:?}\n  predicted by {rules:?}{}\n  Viaduct: {ours:?}",
+                "sent {:?}: {}\n  Linux: {linux:?}{predicted}\n  Viaduct: {ours:?}",
                 batch.sending,
                 hex(frame),
-                if rules.is_empty() { String::new() } else { format!(": {predicted:?}") },
             ));
         }
     }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -14,6 +14,9 @@ use crate::netns::{Namespace, wait_until};
 /// A connection that moves nothing for so long is dead. TCP's own patience after a loss doubles
 /// from 200 ms: four losses of the same segment take 6 s.
 const DEAD_AFTER: Duration = Duration::from_secs(12);
+
+/// A transfer that takes so long loses most of its packets: the longest here is 50 MB.
+const TOO_SLOW: Duration = Duration::from_secs(20);
 
 /// Bytes per write.
 const PIECE_BYTES: usize = 1 << 17;
@@ -85,16 +88,28 @@ pub fn connect(
 pub fn pump(from: &TcpStream, to: &TcpStream, bytes: u64) -> Result<()> {
     thread::scope(|scope| {
         let sender = scope.spawn(|| send(from, 0, bytes));
-        let mut seen = 0;
-        let mut buffer = vec![0; PIECE_BYTES];
-        while seen < bytes {
-            let most = (bytes - seen).min(PIECE_BYTES as u64) as usize;
-            let len = receive(to, seen, &mut buffer[..most])?;
-            ensure!(len > 0, "the stream ends after {seen} of {bytes} bytes");
-            seen += len as u64;
+        let received = receive_all(to, bytes);
+        if received.is_err() {
+            let _ = from.shutdown(Shutdown::Both); // so that the sender ends, too
         }
-        sender.join().expect("the sender does not panic")
+        let sent = sender.join().expect("the sender does not panic");
+        received.and(sent)
     })
+}
+
+fn receive_all(from: &TcpStream, bytes: u64) -> Result<()> {
+    let started = Instant::now();
+    let mut seen = 0;
+    let mut buffer = vec![0; PIECE_BYTES];
+    while seen < bytes {
+        let most = (bytes - seen).min(PIECE_BYTES as u64) as usize;
+        let len = receive(from, seen, &mut buffer[..most])?;
+        ensure!(len > 0, "the stream ends after {seen} of {bytes} bytes");
+        seen += len as u64;
+        let took = started.elapsed();
+        ensure!(took < TOO_SLOW, "only {seen} of {bytes} bytes came in {took:.1?}");
+    }
+    Ok(())
 }
 
 /// A connection there and a transfer over it, both ways.

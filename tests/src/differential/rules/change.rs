@@ -8,18 +8,16 @@ use crate::differential::outcome::{Arrival, Outcome};
 use crate::differential::plan::{MTU, Place};
 
 /// The changes in their order: first what makes a packet one that options do not concern.
-pub(super) const CHANGES: [(Rule, Change); 12] = [
+pub(super) const CHANGES: [(Rule, Change); 10] = [
     (Rule::SpoofedError, spoofed_error),
     (Rule::StrayError, stray_error),
     (Rule::Options, options),
     (Rule::HopByHop, hop_by_hop),
     (Rule::SilentQuery, silent_query),
-    (Rule::SilentTooBig, silent_too_big),
     (Rule::SilentUnreachable, silent_unreachable),
     (Rule::NodeHop, node_hop),
     (Rule::Unfragmented, unfragmented),
     (Rule::NobodyCode, nobody_code),
-    (Rule::QuotedHop, quoted_hop),
     (Rule::Completed, completed),
 ];
 
@@ -37,8 +35,9 @@ fn spoofed_error(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcom
     (only_error && !case.plan.is_sender(ip.source)).then(Outcome::new)
 }
 
-fn stray_error(case: &Case<'_>, _: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
-    let is_stray = case.facts.to != case.plan.link(Place::PodA).near;
+fn stray_error(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
+    let stray = case.facts.to != case.plan.link(Place::PodA).near;
+    let is_stray = stray || ip.destination.is_multicast();
     match &linux[..] {
         [Arrival::Error(error)] if is_stray && error.version() == 6 && error.kind == 4 => {
             Some(Outcome::new())
@@ -64,15 +63,6 @@ fn silent_query(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome
     let extended_echo = ip.version == 4 && matches!(ip.icmp_type(), Some(42 | 43));
     let silent = linux.is_empty() && worker_decides(case, ip);
     (silent && extended_echo && ip.fragment_offset == 0).then(|| plain(case, ip))
-}
-
-fn silent_too_big(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
-    // Below a page, less what the kernel reserves in it, a frame is in one piece.
-    let in_pieces = ip.bytes.len() > 4000;
-    let header =
-        matches!(ip.bytes[6], protocol::HOP_BY_HOP | protocol::DESTINATION | protocol::ROUTING);
-    let silent = linux.is_empty() && worker_decides(case, ip);
-    (silent && ip.version == 6 && in_pieces && header).then(|| plain(case, ip))
 }
 
 fn silent_unreachable(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
@@ -124,18 +114,6 @@ fn nobody_code(case: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome>
             let mut error = error.clone();
             error.code = 3;
             Some(vec![Arrival::Error(error)])
-        }
-        _ => None,
-    }
-}
-
-fn quoted_hop(_: &Case<'_>, ip: &Ip<'_>, linux: &Outcome) -> Option<Outcome> {
-    match &linux[..] {
-        [Arrival::Error(error)] if ip.version == 6 && error.kind == 2 => {
-            let mut error = error.clone();
-            let one_less = error.quote.get(7)?.checked_add(1) == Some(ip.hop_limit);
-            error.quote[7] = ip.hop_limit;
-            one_less.then(|| vec![Arrival::Error(error)])
         }
         _ => None,
     }

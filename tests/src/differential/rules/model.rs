@@ -49,7 +49,7 @@ fn may_be_told(ip: &Ip<'_>) -> bool {
 }
 
 /// The frame one hop on.
-fn hop_done(frame: &[u8]) -> Vec<u8> {
+pub(super) fn hop_done(frame: &[u8]) -> Vec<u8> {
     with_hop_limit(frame, |limit| limit.wrapping_sub(1))
 }
 

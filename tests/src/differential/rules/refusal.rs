@@ -3,7 +3,9 @@
 use std::net::IpAddr;
 
 use super::{Case, Rule};
-use crate::differential::facts::{Chain, Facts, Fragment, Ip, protocol, upper_sum, word};
+use crate::differential::facts::{
+    Chain, ETHERNET, FIRST_FRAME, Facts, Fragment, Ip, protocol, upper_sum, word,
+};
 use crate::differential::plan::{Mac, Place};
 
 /// First byte of a marker.
@@ -36,8 +38,8 @@ fn check_mac(facts: &Facts<'_>, ip: &Ip<'_>, own: Mac) -> Result<(), Rule> {
     }
     let partial = flags & 1 != 0;
     let (start, offset) = (usize::from(start), usize::from(offset));
-    let upper_at = 14 + ip.bytes.len() - ip.upper.len();
-    let outside = start < upper_at || start + offset + 2 > 14 + ip.bytes.len();
+    let upper_at = ETHERNET + ip.bytes.len() - ip.upper.len();
+    let outside = start < upper_at || start + offset + 2 > ETHERNET + ip.bytes.len();
     let bad = if partial { outside } else { size != [0, 0] };
     if bad { Err(Rule::BadMarker) } else { Ok(()) }
 }
@@ -63,7 +65,7 @@ pub(super) fn marked_sum(case: &Case<'_>, ip: &Ip<'_>) -> Option<(usize, usize)>
     let looks_so = ip.fragment == Fragment::Whole
         && word(ip.upper, offset) == Some(pseudo_header)
         && (ip.protocol, pseudo_header) != (protocol::UDP, 0);
-    let start = 14 + ip.bytes.len() - ip.upper.len();
+    let start = ETHERNET + ip.bytes.len() - ip.upper.len();
     looks_so.then_some((start, start + offset))
 }
 
@@ -116,7 +118,8 @@ fn check_transport(ip: &Ip<'_>) -> Result<(), Rule> {
         protocol::SCTP => 12,
         _ => 0,
     };
-    if ip.upper.len() < least {
+    let upper_at = ETHERNET + ip.bytes.len() - ip.upper.len();
+    if ip.upper.len() < least || upper_at + least > FIRST_FRAME {
         return Err(Rule::UpperTooShort);
     }
     if ip.protocol == protocol::UDP && ip.fragment == Fragment::Whole {
