@@ -81,7 +81,7 @@ pub struct Daemon {
 impl Daemon {
     /// Brings everything up; when this returns, pods of a daemon before us are served again and
     /// requests are answered.
-    pub fn start(config: Config, reserved: Vec<OwnedFd>) -> anyhow::Result<Daemon> {
+    pub fn start(config: Config) -> anyhow::Result<Daemon> {
         let only_one = lock_namespace()?;
         let poll = Poll::new().context("make the event loop")?;
         let registry = poll.registry();
@@ -97,7 +97,7 @@ impl Daemon {
         let kernel = Monitor::open()?;
         registry.register(&mut SourceFd(&kernel.as_raw_fd()), KERNEL, Interest::READABLE)?;
         let daemon = config.daemon.clone();
-        let mut engine = Engine::start(config, reserved, reaper)?;
+        let mut engine = Engine::start(config, reaper)?;
         let nft = engine.nft().monitor()?;
         registry.register(&mut SourceFd(&nft.as_raw_fd()), NFT, Interest::READABLE)?;
         // First the socket, then the queue: a DEL that finds no socket is in the queue by then.

@@ -98,7 +98,7 @@ pub struct Engine {
 impl Engine {
     /// Brings the node up, or takes over what a daemon before us left: until the sentinels are
     /// in place, at the very end, the kernel carries the pods' traffic.
-    pub fn start(config: Config, reserved: Vec<OwnedFd>, reaper: Reaper) -> anyhow::Result<Engine> {
+    pub fn start(config: Config, reaper: Reaper) -> anyhow::Result<Engine> {
         let started = Instant::now();
         let ports = probe_ports(&config)?;
         let programs = Programs::load(&config.daemon.bpf_dir)?;
@@ -125,7 +125,6 @@ impl Engine {
             features: ports.features,
             node_device: WORKER_IFNAME,
             node_ifindex: node.worker_index,
-            reserved,
         })?;
         let limits = Limits {
             workers: config.workers.cores.len() as u16,
@@ -160,10 +159,8 @@ impl Engine {
         for (id, socket) in std::mem::take(&mut engine.adopted_sockets) {
             engine.programs.set_socket(u32::from(id.0), socket.as_fd())?;
         }
-        for worker in engine.workers.handles() {
-            let sentinels = worker.sentinels();
-            let id = u32::from(worker.id);
-            engine.programs.set_sentinels(id, sentinels.low(), sentinels.high())?;
+        for worker in 0..limits.workers {
+            engine.take_charge(worker)?;
         }
         Ok(engine)
     }

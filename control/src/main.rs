@@ -7,7 +7,6 @@ use clap::Parser;
 use control::config::Config;
 use control::daemon::{Daemon, lock_namespace};
 use control::uninstall::uninstall;
-use dataplane::xsk::sentinel;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
@@ -49,15 +48,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         anyhow::ensure!(failed == 0, "{failed} steps failed; mend what the log says and try again");
         return Ok(());
     }
-    // Before anything else is opened: a sentinel closes first because its number is the lowest.
-    let reserved = config
-        .workers
-        .cores
-        .iter()
-        .map(|_| sentinel::reserve_low())
-        .collect::<std::io::Result<Vec<_>>>()?;
     raise_open_files();
-    Daemon::start(config, reserved)?.run()
+    Daemon::start(config)?.run()
 }
 
 /// The error and its causes, without those that an error already tells in its own words.
@@ -73,7 +65,7 @@ fn sentence(error: &anyhow::Error) -> String {
     told
 }
 
-/// Every port has a socket, every worker two sentinels with high numbers.
+/// Every port has a socket.
 fn raise_open_files() {
     let limit = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });

@@ -16,7 +16,7 @@ use dataplane::tables::{Tables, TablesInput};
 use dataplane::worker::{Command, Event, Rest, Worker, WorkerParts, queues};
 use dataplane::xsk::area::Area;
 use dataplane::xsk::port::{NODE_RINGS, POD_RINGS, XskPort};
-use dataplane::xsk::sentinel::Sentinels;
+use dataplane::xsk::sentinel::{Guard, Sentinels};
 use dataplane::xsk::socket::{
     Memory, Queue, RingSizes, Socket, SocketError, SocketFeatures, prefill,
 };
@@ -85,8 +85,6 @@ pub struct WorkersConfig<'a> {
     pub node_device: &'a str,
     /// Its index; it has one queue per worker.
     pub node_ifindex: u32,
-    /// Low descriptor numbers for the sentinels, one per worker, reserved at start.
-    pub reserved: Vec<OwnedFd>,
 }
 
 /// One worker as control sees it.
@@ -108,17 +106,12 @@ pub struct WorkerHandle {
     anchor: OwnedFd,
     /// Kept open: the anchor of a worker without the node port.
     _anchor_socket: Option<Socket>,
-    sentinels: Sentinels,
+    /// Its sentinels, while it is in charge of its ports.
+    guard: Option<Guard>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl WorkerHandle {
-    /// The worker's sentinels.
-    #[must_use]
-    pub fn sentinels(&self) -> &Sentinels {
-        &self.sentinels
-    }
-
     fn order(&mut self, command: Command<XskPort>) -> Result<(), WorkersError> {
         self.commands.push(command).map_err(|_| WorkersError::Busy(self.id))?;
         self.bell.ring();
@@ -133,6 +126,8 @@ pub struct Workers {
     publisher: Publisher,
     generation: u64,
     features: SocketFeatures,
+    node_device: String,
+    node_ifindex: u32,
     counters: HashMap<PortId, Arc<PortCounters>>,
     homes: HashMap<PortId, u16>,
 }
@@ -142,20 +137,21 @@ impl Workers {
     /// is served by worker 0 from now on, but nothing is redirected to it before it stands in
     /// the socket map. Returns the node port's socket as well, for that map.
     pub fn start(config: WorkersConfig<'_>) -> Result<(Workers, OwnedFd), WorkersError> {
-        let WorkersConfig { cores, frames, features, node_device, node_ifindex, reserved } = config;
-        assert_eq!(cores.len(), reserved.len(), "a sentinel per worker");
+        let WorkersConfig { cores, frames, features, node_device, node_ifindex } = config;
         let publisher = Publisher::new(Tables::new(1, TablesInput::default()));
         let mut foundations = Vec::with_capacity(cores.len());
-        for (worker, low) in (0u16..).zip(reserved) {
+        for worker in (0u16..).take(cores.len()) {
             let queue =
                 Queue { device: node_device, ifindex: node_ifindex, queue: u32::from(worker) };
-            foundations.push(Foundation::lay(queue, frames, features, low)?);
+            foundations.push(Foundation::lay(queue, frames, features)?);
         }
         let mut workers = Workers {
             workers: Vec::with_capacity(cores.len()),
             publisher,
             generation: 1,
             features,
+            node_device: node_device.to_owned(),
+            node_ifindex,
             counters: HashMap::new(),
             homes: HashMap::new(),
         };
@@ -189,7 +185,7 @@ impl Workers {
             let start = |source| WorkersError::Start { worker: id, source };
             let ((commands, events), (worker_commands, worker_events)) = queues();
             let counters = Arc::new(WorkerCounters::default());
-            let Foundation { pool, bell, anchor, anchor_socket, node_port, sentinels } = foundation;
+            let Foundation { pool, bell, anchor, anchor_socket, node_port } = foundation;
             let area = pool.area().clone();
             let worker = Worker::new(WorkerParts {
                 id: WorkerId(id),
@@ -220,7 +216,7 @@ impl Workers {
                 area,
                 anchor,
                 _anchor_socket: anchor_socket,
-                sentinels,
+                guard: None,
                 thread: Some(thread),
             });
             if let Some(port) = node_port {
@@ -322,6 +318,25 @@ impl Workers {
         Ok(())
     }
 
+    /// New sentinels for a worker: enter them into the map, then [`Workers::guard`].
+    pub fn sentinels(&self, worker: u16) -> Result<Sentinels, WorkersError> {
+        let queue = Queue {
+            device: &self.node_device,
+            ifindex: self.node_ifindex,
+            queue: u32::from(worker),
+        };
+        let anchor = self.workers[usize::from(worker)].anchor.as_fd();
+        Ok(Sentinels::bind(queue, anchor)?)
+    }
+
+    /// Puts sentinels that stand in the map on guard, in place of earlier ones.
+    pub fn guard(&mut self, worker: u16, sentinels: Sentinels) -> Result<(), WorkersError> {
+        let guard =
+            sentinels.stand_guard().map_err(|source| WorkersError::Start { worker, source })?;
+        self.workers[usize::from(worker)].guard = Some(guard);
+        Ok(())
+    }
+
     /// Every worker.
     #[must_use]
     pub fn handles(&self) -> &[WorkerHandle] {
@@ -366,7 +381,6 @@ struct Foundation {
     anchor: OwnedFd,
     anchor_socket: Option<Socket>,
     node_port: Option<XskPort>,
-    sentinels: Sentinels,
 }
 
 impl Foundation {
@@ -374,7 +388,6 @@ impl Foundation {
         queue: Queue<'_>,
         frames: u32,
         features: SocketFeatures,
-        low: OwnedFd,
     ) -> Result<Foundation, WorkersError> {
         let worker = queue.queue as u16;
         let start = |source| WorkersError::Start { worker, source };
@@ -391,14 +404,13 @@ impl Foundation {
                 }
             })?;
         let anchor = socket.fd().try_clone_to_owned().map_err(start)?;
-        let sentinels = Sentinels::bind(queue, anchor.as_fd(), low)?;
         let (node_port, anchor_socket) = if is_node {
             (Some(XskPort::new(socket, NODE_SLOT, rings)), None)
         } else {
             (None, Some(socket))
         };
         let bell = Arc::new(Bell::new().map_err(start)?);
-        Ok(Foundation { pool, bell, anchor, anchor_socket, node_port, sentinels })
+        Ok(Foundation { pool, bell, anchor, anchor_socket, node_port })
     }
 }
 

@@ -66,10 +66,13 @@ fn from_marker(mac: Mac, head_len: usize, headers: &Headers) -> Result<Offload, 
         .then_some(Partial { start: u16::from(mac[1]), offset: u16::from(mac[2]) });
     if let Some(partial) = partial {
         let start = usize::from(partial.start);
-        let end = start + usize::from(partial.offset) + 2;
-        // Before the L4 header lie the addresses, which were checked: completing a checksum there
-        // would let a pod write another source over its own.
-        if start < headers.l4_offset || end > head_len.min(headers.len) {
+        let field = start + usize::from(partial.offset);
+        // Before the L4 header lie the addresses, in its first bytes the ports, or type and code of
+        // ICMP. All of that was checked: a checksum completed there would write something else
+        // over it afterwards.
+        let checked = headers.l4_offset + if headers.icmp_type.is_some() { 2 } else { 4 };
+        let outside = start < headers.l4_offset || field < checked;
+        if outside || field + 2 > head_len.min(headers.len) {
             return Err(DropReason::BadMarker);
         }
     }

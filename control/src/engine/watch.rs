@@ -53,30 +53,39 @@ impl Engine {
 
     /// Leaves the pods of a worker that hangs to the kernel, until it moves again.
     fn watch_workers(&mut self, now: Instant) {
-        for (worker, heartbeat) in self.workers.handles().iter().zip(&mut self.heartbeats) {
-            let passes = worker.counters.passes.get();
+        for worker in 0..self.state.limits().workers {
+            let index = usize::from(worker);
+            let passes = self.workers.handles()[index].counters.passes.get();
+            let heartbeat = &mut self.heartbeats[index];
             let moves = passes != heartbeat.passes;
             if moves {
                 (heartbeat.passes, heartbeat.since) = (passes, now);
             }
-            let id = u32::from(worker.id);
             let changed = match (heartbeat.out, moves) {
                 (false, false) if now.duration_since(heartbeat.since) >= HANG => {
-                    tracing::error!(worker = id, "hangs: the kernel carries its pods");
-                    self.programs.clear_sentinels(id)
+                    tracing::error!(worker, "hangs: the kernel carries its pods");
+                    self.programs.clear_sentinels(u32::from(worker)).map_err(Into::into)
                 }
                 (true, true) => {
-                    tracing::warn!(worker = id, "moves again and carries its pods");
-                    let sentinels = worker.sentinels();
-                    self.programs.set_sentinels(id, sentinels.low(), sentinels.high())
+                    tracing::warn!(worker, "moves again and carries its pods");
+                    self.take_charge(worker)
                 }
                 _ => continue,
             };
             match changed {
-                Ok(()) => heartbeat.out = !heartbeat.out,
-                Err(error) => tracing::error!(%error, worker = id, "change who carries its pods"),
+                Ok(()) => self.heartbeats[index].out ^= true,
+                Err(error) => tracing::error!(worker, "change who carries its pods: {error:#}"),
             }
         }
+    }
+
+    /// From now on the worker carries its ports: its sentinels stand in the map, and on guard.
+    pub(super) fn take_charge(&mut self, worker: u16) -> anyhow::Result<()> {
+        let sentinels = self.workers.sentinels(worker)?;
+        let id = u32::from(worker);
+        self.programs.set_sentinels(id, sentinels.first(), sentinels.second())?;
+        self.workers.guard(worker, sentinels)?;
+        Ok(())
     }
 
     /// An interface is gone. If it was a pod's host end, its worker lets go of it; the pod stays

@@ -84,8 +84,10 @@ proptest! {
         let gso_size = u16::from_be_bytes([high, low]);
         mark(&mut bytes, start, offset, flags, gso_size);
         let headers = headers(&bytes);
-        let end = usize::from(start) + usize::from(offset) + 2;
-        let inside = usize::from(start) >= headers.l4_offset && end <= headers.len;
+        let field = usize::from(start) + usize::from(offset);
+        // Behind the ports, which were checked like the addresses.
+        let behind = usize::from(start) >= headers.l4_offset && field >= headers.l4_offset + 4;
+        let inside = behind && field + 2 <= headers.len;
         let good = if flags & 1 == 1 { inside } else { gso_size == 0 };
         match offload(&bytes) {
             Err(reason) => prop_assert!(!good && reason == DropReason::BadMarker),

@@ -14,8 +14,10 @@ use crate::tables::{PortKind, PortSpec, Tables};
 
 impl<P: PacketIo> Worker<P> {
     /// Whether a packet must be cut before it leaves by `egress`. A stream stays whole between
-    /// pods and for the node's own addresses. Datagrams never do: each is a message, and who got
-    /// several as one could not tell where they end.
+    /// pods, and is cut towards the node, even for the node's own addresses: the kernel may
+    /// forward it all the same (a reply of a masqueraded Service), and would find it too long.
+    /// Datagrams are always cut: each is a message, and who got several as one could not tell
+    /// where they end. What is in a tunnel cannot be cut, and passes to the node's own addresses.
     pub(super) fn must_cut(
         &self,
         tables: &Tables,
@@ -24,10 +26,12 @@ impl<P: PacketIo> Worker<P> {
         routed: &Routed,
         headers: &Headers,
     ) -> bool {
-        let datagrams = headers.protocol == protocol::UDP && !routed.offload.encapsulated;
-        let leaves_node = egress.kind == PortKind::Node && !tables.is_node(headers.destination());
+        let tunnelled = routed.offload.encapsulated;
+        let datagrams = headers.protocol == protocol::UDP && !tunnelled;
+        let stays = tunnelled && tables.is_node(headers.destination());
+        let to_kernel = egress.kind == PortKind::Node && !stays;
         let too_long = packet.len() - ETHERNET_BYTES > egress.mtu;
-        routed.wire_packets > 1 && (datagrams || leaves_node && too_long)
+        routed.wire_packets > 1 && (datagrams || to_kernel && too_long)
     }
 
     /// Cuts a packet and passes its segments on.

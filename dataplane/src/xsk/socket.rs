@@ -34,10 +34,6 @@ const TX_SKB_BUDGET_MIN: u32 = 32;
 /// 8 MiB is what the experiments of the design ran with.
 const SEND_BUFFER_BYTES: i32 = 8 << 20;
 
-/// Descriptor numbers below this are for what must close first when the process dies: the
-/// sentinels. The kernel closes descriptors in ascending order.
-const PORT_DESCRIPTOR_MIN: i32 = 256;
-
 /// Sizes of the rings of a port, in entries; powers of two.
 #[derive(Clone, Copy, Debug)]
 pub struct RingSizes {
@@ -204,8 +200,7 @@ const SENTINEL_RING: u32 = 2;
 
 fn open() -> rustix::io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC;
-    let fd = rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, flags, None)?;
-    rustix::io::fcntl_dupfd_cloexec(&fd, PORT_DESCRIPTOR_MIN)
+    rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, flags, None)
 }
 
 fn register(fd: &OwnedFd, area: &Area, features: SocketFeatures) -> rustix::io::Result<()> {
