@@ -6,7 +6,7 @@ mod flood;
 mod forge;
 mod stream;
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
@@ -81,6 +81,17 @@ pub fn udp_socket(namespace: &Namespace, address: IpAddr) -> Result<UdpSocket> {
     Ok(socket)
 }
 
+/// One datagram. A receive with a deadline is not restarted by the kernel when a signal passes by
+/// (signal(7)).
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+    loop {
+        match socket.recv_from(buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            received => return received,
+        }
+    }
+}
+
 /// A datagram of each size goes there and comes back whole.
 ///
 /// # Errors
@@ -92,11 +103,11 @@ pub fn echo_datagrams(client: &UdpSocket, server: &UdpSocket, sizes: &[usize]) -
         let sent = stream::pattern(size as u64, size);
         client.send_to(sent, to).with_context(|| format!("send {size} bytes to {to}"))?;
         let (len, from) =
-            server.recv_from(&mut buffer).with_context(|| format!("{size} bytes at {to}"))?;
+            receive(server, &mut buffer).with_context(|| format!("{size} bytes at {to}"))?;
         ensure!(&buffer[..len] == sent, "{size} bytes arrive at {to} as they were sent");
         server.send_to(sent, from)?;
         let (len, _) =
-            client.recv_from(&mut buffer).with_context(|| format!("{size} bytes from {to}"))?;
+            receive(client, &mut buffer).with_context(|| format!("{size} bytes from {to}"))?;
         ensure!(&buffer[..len] == sent, "{size} bytes come back from {to} as they were sent");
     }
     Ok(())

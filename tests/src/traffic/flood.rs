@@ -1,5 +1,6 @@
 //! UDP with sequence numbers at a steady rate: counts what is lost, and when.
 
+use std::io::ErrorKind;
 use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -137,7 +138,7 @@ fn receive(socket: &UdpSocket, stop: &AtomicBool) -> Result<Vec<u64>> {
             }
             Ok(_) => {}
             Err(error) if is_timeout(&error) && stop.load(Ordering::Relaxed) => return Ok(times),
-            Err(error) if is_timeout(&error) => {}
+            Err(error) if is_timeout(&error) || error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error).context("receive a datagram"),
         }
     }

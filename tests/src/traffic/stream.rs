@@ -1,6 +1,6 @@
 //! TCP: transfers that check every byte.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -133,7 +133,13 @@ fn send(mut stream: &TcpStream, mut offset: u64, end: u64) -> Result<()> {
 }
 
 fn receive(mut stream: &TcpStream, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-    let len = stream.read(buffer).with_context(|| format!("receive byte {offset}"))?;
+    // A read with a deadline is not restarted by the kernel when a signal passes by (signal(7)).
+    let len = loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            read => break read.with_context(|| format!("receive byte {offset}"))?,
+        }
+    };
     ensure!(buffer[..len] == *pattern(offset, len), "bytes from {offset} on are not what was sent");
     Ok(len)
 }
