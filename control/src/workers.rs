@@ -12,10 +12,11 @@ use dataplane::crossing::{Bell, crossing};
 use dataplane::frame::FramePool;
 use dataplane::port::{PortId, WorkerId};
 use dataplane::publish::Publisher;
+use dataplane::share::Share;
 use dataplane::tables::{Tables, TablesInput};
 use dataplane::worker::{Command, Event, Rest, Worker, WorkerParts, queues};
 use dataplane::xsk::area::Area;
-use dataplane::xsk::port::{NODE_RINGS, POD_RINGS, XskPort};
+use dataplane::xsk::port::{NODE_RINGS, NODE_SHARE, POD_RINGS, POD_SHARE, XskPort};
 use dataplane::xsk::sentinel::{Guard, Sentinels};
 use dataplane::xsk::socket::{
     Memory, Queue, RingSizes, Socket, SocketError, SocketFeatures, prefill,
@@ -220,18 +221,25 @@ impl Workers {
                 thread: Some(thread),
             });
             if let Some(port) = node_port {
-                self.enroll(0, PortId(NODE_SLOT), port)?;
+                self.enroll(0, PortId(NODE_SLOT), port, NODE_SHARE)?;
             }
         }
         Ok(())
     }
 
     /// Hands a port to its worker.
-    fn enroll(&mut self, worker: u16, id: PortId, io: XskPort) -> Result<(), WorkersError> {
+    fn enroll(
+        &mut self,
+        worker: u16,
+        id: PortId,
+        io: XskPort,
+        share: Share,
+    ) -> Result<(), WorkersError> {
         let counters = Arc::new(PortCounters::default());
         self.counters.insert(id, counters.clone());
         self.homes.insert(id, worker);
-        self.workers[usize::from(worker)].order(Command::AddPort { id, io: Box::new(io), counters })
+        let io = Box::new(io);
+        self.workers[usize::from(worker)].order(Command::AddPort { id, io, share, counters })
     }
 
     /// Binds a socket to queue 0 of `device` and hands it to `worker`. Returns the socket for
@@ -256,7 +264,7 @@ impl Workers {
         let port = XskPort::new(socket, id.0, POD_RINGS);
         let fd = port.fd().try_clone_to_owned();
         let fd = fd.map_err(|source| WorkersError::Start { worker, source })?;
-        self.enroll(worker, id, port)?;
+        self.enroll(worker, id, port, POD_SHARE)?;
         Ok(fd)
     }
 
@@ -400,7 +408,7 @@ impl Foundation {
         let socket =
             Socket::bind(queue, &area, Memory::Own, rings, features, BIND_DEADLINE, |fill| {
                 if is_node {
-                    prefill(fill, &mut pool, NODE_SLOT, rings.fill);
+                    prefill(fill, &mut pool, NODE_SLOT, NODE_SHARE.frames());
                 }
             })?;
         let anchor = socket.fd().try_clone_to_owned().map_err(start)?;

@@ -22,6 +22,7 @@ pub mod parse;
 pub mod port;
 pub mod publish;
 pub mod segment;
+pub mod share;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 pub mod source;

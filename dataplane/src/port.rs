@@ -71,8 +71,9 @@ pub trait PacketIo {
     /// Frees the frames of packets that the kernel has sent.
     fn reclaim(&mut self, pool: &mut FramePool);
 
-    /// Gives the kernel free frames to receive into, up to the port's share.
-    fn refill(&mut self, pool: &mut FramePool);
+    /// Gives the kernel free frames to receive into, so that its fill ring has `share`, or is
+    /// full.
+    fn refill(&mut self, pool: &mut FramePool, share: u32);
 
     /// Wakes the kernel if it has something to send and asks to be woken.
     fn kick(&mut self) -> Kicked;

@@ -20,7 +20,6 @@ pub struct Sent {
 #[derive(Debug)]
 pub struct SimPort {
     slot: u16,
-    fill_max: usize,
     tx_max: usize,
     fill: VecDeque<u64>,
     /// Address, length, and whether the packet ends.
@@ -35,15 +34,14 @@ pub struct SimPort {
 }
 
 impl SimPort {
-    /// A port in `slot` whose rings hold `fill_max` and `tx_max` frames.
+    /// A port in `slot` whose tx ring holds `tx_max` frames; its fill ring holds any share.
     #[must_use]
-    pub fn new(slot: u16, fill_max: usize, tx_max: usize) -> SimPort {
+    pub fn new(slot: u16, tx_max: usize) -> SimPort {
         SimPort {
             slot,
-            fill_max,
             tx_max,
-            fill: VecDeque::with_capacity(fill_max),
-            rx: VecDeque::with_capacity(fill_max),
+            fill: VecDeque::new(),
+            rx: VecDeque::new(),
             tx: VecDeque::with_capacity(tx_max),
             completion: VecDeque::with_capacity(tx_max),
             sent: Vec::new(),
@@ -144,8 +142,8 @@ impl PacketIo for SimPort {
         }
     }
 
-    fn refill(&mut self, pool: &mut FramePool) {
-        while self.fill.len() + self.rx.len() < self.fill_max {
+    fn refill(&mut self, pool: &mut FramePool, share: u32) {
+        while self.fill.len() + self.rx.len() < share as usize {
             let Some(frame) = pool.take() else { return };
             self.fill.push_back(pool.to_rx(frame, self.slot));
         }

@@ -35,6 +35,7 @@ use crate::offload::{self, Offload};
 use crate::parse::{self, Addresses, ETHERNET_BYTES, Headers, Parsed};
 use crate::port::{PacketIo, PortId, WorkerId};
 use crate::publish::Subscription;
+use crate::share::Share;
 use crate::source;
 use crate::sync::{Ordering, fence};
 use crate::tables::{PortKind, PortSpec, Route, Tables};
@@ -54,6 +55,7 @@ const NEIGHBOR_SOLICITATION: u8 = 135;
 struct Port<P> {
     id: PortId,
     io: P,
+    share: Share,
     counters: Arc<PortCounters>,
     /// Something was queued since the last kick, or the kernel has not taken everything.
     pending: bool,
@@ -145,7 +147,7 @@ impl<P: PacketIo> Worker<P> {
     fn serve(&mut self, tables: &Tables, index: usize) -> usize {
         let port = &mut self.ports[index];
         port.io.reclaim(&mut self.pool);
-        port.io.refill(&mut self.pool);
+        port.io.refill(&mut self.pool, port.share.frames());
         let mut batch = std::mem::take(&mut self.batch);
         let bad = port.io.receive(&mut self.pool, &mut batch, BATCH_MAX);
         if bad > 0 {

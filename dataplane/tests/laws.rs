@@ -66,7 +66,7 @@ fn sizes() -> impl Strategy<Value = usize> {
 }
 
 fn setup() -> impl Strategy<Value = Setup> {
-    (1..=2usize, 60..900u32, 1..64usize, 1..64usize, any::<bool>()).prop_map(
+    (1..=2usize, 60..900u32, 1..64u32, 1..64usize, any::<bool>()).prop_map(
         |(workers, frames, fill, tx, tx_checksum)| Setup {
             workers,
             frames,

@@ -8,6 +8,7 @@ use super::{Port, Worker};
 use crate::counters::PortCounters;
 use crate::drop::DropReason;
 use crate::port::{PacketIo, PortId};
+use crate::share::Share;
 
 /// Orders under way at most: a hundred ADDs at once, each with two orders, fit.
 const QUEUE_LEN: usize = 1024;
@@ -21,6 +22,8 @@ pub enum Command<P> {
         id: PortId,
         /// Its rings.
         io: Box<P>,
+        /// Frames it may hold to receive into.
+        share: Share,
         /// Where to count.
         counters: Arc<PortCounters>,
     },
@@ -62,7 +65,9 @@ impl<P: PacketIo> Worker<P> {
         while self.events.slots() > 0 {
             let Ok(command) = self.commands.pop() else { return };
             match command {
-                Command::AddPort { id, io, counters } => self.add_port(id, *io, counters),
+                Command::AddPort { id, io, share, counters } => {
+                    self.add_port(Port { id, io: *io, share, counters, pending: false });
+                }
                 Command::RemovePort(id) => self.remove_port(id),
                 Command::ReclaimPort(id) => {
                     self.pool.reclaim_port(id.0);
@@ -73,11 +78,10 @@ impl<P: PacketIo> Worker<P> {
         }
     }
 
-    fn add_port(&mut self, id: PortId, io: P, counters: Arc<PortCounters>) {
-        let slot = usize::from(id.0);
+    fn add_port(&mut self, mut port: Port<P>) {
+        let slot = usize::from(port.id.0);
         assert!(self.slots[slot].is_none(), "control adds a port once");
-        let mut port = Port { id, io, counters, pending: false };
-        port.io.refill(&mut self.pool);
+        port.io.refill(&mut self.pool, port.share.frames());
         self.slots[slot] = Some(self.ports.len() as u16);
         self.ports.push(port);
         self.ports_added = true;
@@ -100,10 +104,11 @@ impl<P: PacketIo> Worker<P> {
         assert!(told.is_ok(), "a slot was free before the order was taken");
     }
 
-    /// What the kernel dropped at the socket becomes reasons of the port.
+    /// What the kernel dropped at the socket becomes reasons of the port, and frames for it.
     pub(super) fn mirror_kernel_drops(&mut self, index: usize) {
-        let port = &self.ports[index];
+        let port = &mut self.ports[index];
         let drops = port.io.kernel_drops();
+        port.share.adjust(&drops, self.pool.count());
         for (counters, reason, value) in [
             (&port.counters.from_pod, DropReason::RxDropped, drops.rx_dropped),
             (&port.counters.from_pod, DropReason::RxRingFull, drops.rx_ring_full),

@@ -120,8 +120,8 @@ impl<P: PacketIo> Worker<P> {
         }
     }
 
-    /// Everything that is not per packet.
-    fn housekeep(&mut self, now_ns: u64) {
+    /// Everything that is not per packet; [`Worker::run`] does it ten times a second.
+    pub fn housekeep(&mut self, now_ns: u64) {
         for index in 0..self.ports.len() {
             self.mirror_kernel_drops(index);
         }

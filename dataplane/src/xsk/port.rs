@@ -9,6 +9,7 @@ use rustix::net::{SendFlags, sockopt};
 use super::socket::{RingSizes, Socket, TX_METADATA_BYTES};
 use crate::frame::{FRAME_BYTES, FramePool, HEADROOM, Packet};
 use crate::port::{KernelDrops, Kicked, PacketIo, Partial};
+use crate::share::Share;
 
 /// `XDP_TXMD_FLAGS_CHECKSUM` (Documentation/networking/xsk-tx-metadata.rst).
 const TXMD_CHECKSUM: u64 = 1 << 1;
@@ -16,12 +17,17 @@ const TXMD_CHECKSUM: u64 = 1 << 1;
 /// Wake-ups tried in one kick: each sends a ring full, or stops at one refused packet.
 const KICKS_MAX: u32 = 64;
 
-/// Rings of a pod's port. 128 frames to receive into: 64 were enough for full TCP speed, and what
-/// lies in a fill ring cannot be taken back. The tx ring holds 56 super-packets of 18 frames.
-pub const POD_RINGS: RingSizes = RingSizes { fill: 128, completion: 1024, rx: 256, tx: 1024 };
+/// Rings of a pod's port. The tx ring holds 56 super-packets of 18 frames.
+pub const POD_RINGS: RingSizes = RingSizes { fill: 512, completion: 1024, rx: 512, tx: 1024 };
+
+/// Frames a pod's port may hold to receive into: 7 super-packets, and 28 if it needs them.
+pub const POD_SHARE: Share = Share::between(128, POD_RINGS.fill);
 
 /// Rings of the node port: it carries the node's own traffic, and all of the pods' to the outside.
-pub const NODE_RINGS: RingSizes = RingSizes { fill: 512, completion: 2048, rx: 512, tx: 2048 };
+pub const NODE_RINGS: RingSizes = RingSizes { fill: 2048, completion: 2048, rx: 2048, tx: 2048 };
+
+/// Frames the node port may hold to receive into.
+pub const NODE_SHARE: Share = Share::between(512, NODE_RINGS.fill);
 
 /// A bound socket as a port.
 #[derive(Debug)]
@@ -144,8 +150,8 @@ impl PacketIo for XskPort {
         self.socket.completion.release();
     }
 
-    fn refill(&mut self, pool: &mut FramePool) {
-        let room = self.socket.fill.room(self.fill_max);
+    fn refill(&mut self, pool: &mut FramePool, share: u32) {
+        let room = self.socket.fill.room(share.min(self.fill_max));
         for _ in 0..room {
             let Some(frame) = pool.take() else { break };
             self.socket.fill.push(pool.to_rx(frame, self.slot));

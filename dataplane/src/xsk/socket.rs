@@ -37,7 +37,7 @@ const SEND_BUFFER_BYTES: i32 = 8 << 20;
 /// Sizes of the rings of a port, in entries; powers of two.
 #[derive(Clone, Copy, Debug)]
 pub struct RingSizes {
-    /// Fill ring; also the most frames a port is given to receive into.
+    /// Fill ring; also the most frames that a port may hold in it.
     pub fill: u32,
     /// Completion ring: at least as large as `tx`, or completions stop transmission.
     pub completion: u32,

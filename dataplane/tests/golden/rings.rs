@@ -65,6 +65,21 @@ fn a_super_packet_that_does_not_fit_the_ring_is_dropped_whole() {
 }
 
 #[test]
+fn a_port_that_lacks_frames_is_given_more() {
+    let mut node = Node::new(Setup { fill: 4, ..Setup::default() });
+    node.burst(A.id);
+    let mut arrived_of_eight = || {
+        (0..8).for_each(|port| node.inject(A.id, a_to_b(port).build()));
+        node.run();
+        node.housekeep();
+        node.sent(B.id).len()
+    };
+    assert_eq!(arrived_of_eight(), 4);
+    assert_eq!(arrived_of_eight(), 8);
+    assert_eq!(node.all_drops(), [(A.id, Direction::FromPod, DropReason::RxFillEmpty, 4)]);
+}
+
+#[test]
 fn what_the_interface_refuses_is_counted_beside_what_was_sent() {
     let mut node = Node::new(Setup::default());
     node.refuse(B.id, 2);

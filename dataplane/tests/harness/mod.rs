@@ -27,6 +27,7 @@ use dataplane::drop::DropReason;
 use dataplane::frame::{FramePool, Packet};
 use dataplane::port::{KernelDrops, Kicked, Mac, PacketIo, Partial, PortId, WorkerId};
 use dataplane::publish::Publisher;
+use dataplane::share::Share;
 use dataplane::sim::{Sent, SimPort};
 use dataplane::tables::{PortKind, PortSpec, Prefix, Tables, TablesInput};
 use dataplane::worker::{BATCH_MAX, Command, Event, Worker, WorkerParts, queues};
@@ -89,8 +90,8 @@ pub struct Setup {
     pub workers: usize,
     /// Frames of each worker.
     pub frames: u32,
-    /// Frames in each fill ring.
-    pub fill: usize,
+    /// Frames in each fill ring; twice as many for a port that lacks them.
+    pub fill: u32,
     /// Frames in each tx ring.
     pub tx: usize,
     /// Whether the ports complete checksums (`PLAIN` never does).
@@ -201,8 +202,8 @@ impl PacketIo for Wire {
         self.0.borrow_mut().port.reclaim(pool);
     }
 
-    fn refill(&mut self, pool: &mut FramePool) {
-        self.0.borrow_mut().port.refill(pool);
+    fn refill(&mut self, pool: &mut FramePool, share: u32) {
+        self.0.borrow_mut().port.refill(pool, share);
     }
 
     fn kick(&mut self) -> Kicked {
@@ -256,10 +257,15 @@ pub struct Node {
 impl Node {
     /// A node with every port of [`ENDS`], all rings filled.
     pub fn new(setup: Setup) -> Node {
+        Node::on(&memory(setup), setup)
+    }
+
+    /// A node like [`Node::new`], on memory that no other node uses at the same time.
+    pub fn on(memory: &[Arc<Area>], setup: Setup) -> Node {
         let tables = setup.tables();
         let publisher = Publisher::new(Tables::new(1, tables.clone()));
         let mut node = Node {
-            sides: sides(setup, &publisher),
+            sides: sides(memory, &publisher),
             links: BTreeMap::new(),
             publisher,
             generation: 1,
@@ -278,11 +284,11 @@ impl Node {
 
     /// A port appears on its worker. What the tables say of it is another matter.
     pub fn add_port(&mut self, id: PortId) {
-        let port = SimPort::new(id.0, self.setup.fill, self.setup.tx);
-        self.add_rings(id, self.setup.home(id), port);
+        let port = SimPort::new(id.0, self.setup.tx);
+        self.add_rings(id, self.setup.home(id), port, self.setup.fill);
     }
 
-    fn add_rings(&mut self, id: PortId, home: WorkerId, port: SimPort) {
+    fn add_rings(&mut self, id: PortId, home: WorkerId, port: SimPort, fill: u32) {
         let line = Line {
             port,
             arriving: VecDeque::new(),
@@ -294,7 +300,8 @@ impl Node {
         let wire = Wire(Rc::new(RefCell::new(line)));
         let counters = Arc::new(PortCounters::default());
         let (io, counts) = (Box::new(wire.clone()), counters.clone());
-        self.order(home, Command::AddPort { id, io, counters: counts });
+        let share = Share::between(fill, 2 * fill);
+        self.order(home, Command::AddPort { id, io, share, counters: counts });
         self.links.insert(id, Link { live: true, wire, counters, home });
     }
 
@@ -408,6 +415,13 @@ impl Node {
         }
     }
 
+    /// What workers do ten times a second.
+    pub fn housekeep(&mut self) {
+        for side in &mut self.sides {
+            side.worker.housekeep(self.now_ns);
+        }
+    }
+
     /// Time passes.
     pub fn advance(&mut self, ns: u64) {
         self.now_ns += ns;
@@ -485,9 +499,9 @@ impl Node {
         self.run();
         for worker in 0..self.sides.len() {
             // A port that wants all frames gets all frames.
-            let frames = self.setup.frames as usize;
             let id = PortId(100 + worker as u16);
-            self.add_rings(id, WorkerId(worker as u16), SimPort::new(id.0, frames, 1));
+            let port = SimPort::new(id.0, 1);
+            self.add_rings(id, WorkerId(worker as u16), port, self.setup.frames);
         }
         self.run();
         for (number, side) in self.sides.iter().enumerate() {
@@ -510,11 +524,16 @@ impl Drop for Node {
     }
 }
 
-fn sides(setup: Setup, publisher: &Publisher) -> Vec<Side> {
-    let map = |_| (Arc::new(Area::map(setup.frames).expect("memory")), bell());
-    let ground: Vec<(Arc<Area>, Arc<Bell>)> = (0..setup.workers).map(map).collect();
+/// Memory of all workers of a node: mapping it takes longer than all that a short test does.
+pub fn memory(setup: Setup) -> Vec<Arc<Area>> {
+    (0..setup.workers).map(|_| Arc::new(Area::map(setup.frames).expect("memory"))).collect()
+}
+
+fn sides(memory: &[Arc<Area>], publisher: &Publisher) -> Vec<Side> {
+    let ground: Vec<(Arc<Area>, Arc<Bell>)> =
+        memory.iter().map(|area| (area.clone(), bell())).collect();
     let mut rings: Vec<(Vec<Option<CrossingOut>>, Vec<CrossingIn>)> =
-        (0..setup.workers).map(|_| (Vec::new(), Vec::new())).collect();
+        memory.iter().map(|_| (Vec::new(), Vec::new())).collect();
     for (from, (area, _)) in ground.iter().enumerate() {
         for (to, (_, bell)) in ground.iter().enumerate() {
             if from == to {
