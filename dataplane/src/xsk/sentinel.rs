@@ -8,8 +8,9 @@
 //!
 //! To close before everything else, sentinels are in a descriptor table of their own, that of a
 //! thread which does nothing but hold them (unshare(2), `CLONE_FILES`): a thread that is killed
-//! closes its table at once, whatever the rest of the process still has to do. The figures are in
-//! docs/decisions/0010-sentinels-in-a-table-of-their-own.md.
+//! closes its table at once, whatever the rest of the process still has to do. And it runs before
+//! ordinary threads, so that it need not wait for its turn to die on a busy node. The figures are
+//! in docs/decisions/0010-sentinels-in-a-table-of-their-own.md.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -58,6 +59,8 @@ impl Sentinels {
         let (end, ended) = channel();
         let (ready, done) = channel();
         std::thread::Builder::new().name("sentinel".into()).spawn(move || {
+            // Who may not set priorities has a sentinel that waits for its turn.
+            let _first = run_first();
             // Whoever waits for the answer has it; nobody waits for the end.
             let _told = ready.send(keep_only(numbers));
             wait(&ended);
@@ -71,6 +74,16 @@ impl Sentinels {
 /// Waits until the guard is dropped. The thread's table closes with the thread.
 fn wait(ended: &Receiver<()>) {
     let _dropped = ended.recv();
+}
+
+/// Makes the calling thread run before all that are not of the real-time class (sched(7),
+/// `SCHED_FIFO`). It only waits, so it takes time from nobody. Needs CAP_SYS_NICE.
+fn run_first() -> io::Result<()> {
+    let lowest = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the kernel reads one sched_param, which lives until the call returns; 0 is the
+    // calling thread.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const lowest) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Gives the calling thread a descriptor table of its own with these two descriptors in it.
