@@ -23,6 +23,17 @@ pub struct Lane<'a> {
     pub address: Ipv4Addr,
 }
 
+/// How long and how often the arms of a comparison take turns.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Turns {
+    /// Turns of each arm
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    pub pairs: u64,
+    /// Seconds of one turn
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    pub seconds: u64,
+}
+
 impl Lane<'_> {
     /// Whether the server answers one ping within a second.
     ///

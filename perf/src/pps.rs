@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::interrupt;
 use crate::kernel::KernelRouting;
-use crate::lane::{InterfaceCounts, Lane};
+use crate::lane::{InterfaceCounts, Lane, Turns};
 use crate::machine::{CpuTimes, TICK_NS};
 use crate::report::{Report, Table, progress};
 use crate::stats::{Ratio, median};
@@ -36,15 +36,11 @@ const PORT: u16 = 9;
 /// mirrored (every 250 ms).
 const SETTLE: Duration = Duration::from_millis(600);
 
-/// How long and how often.
+/// How long and how often, and from how many threads.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Turns of each arm
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
-    pairs: u64,
-    /// Seconds of one turn
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
-    seconds: u64,
+    #[command(flatten)]
+    turns: Turns,
     /// Threads that send, each its own flow
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
     senders: u64,
@@ -76,7 +72,7 @@ pub fn measure(setup: &Setup, options: &Options) -> Result<Report> {
     let viaduct = Viaduct::build(setup)?;
     let kernel = KernelRouting::build()?;
     let mut turns = Vec::new();
-    for pair in 0..options.pairs {
+    for pair in 0..options.turns.pairs {
         for turn in 0..2 {
             interrupt::check()?;
             let turn = if (pair + turn) % 2 == 0 {
@@ -90,7 +86,7 @@ pub fn measure(setup: &Setup, options: &Options) -> Result<Report> {
             progress(&format!(
                 "turn {} of {}: {} delivers {:.0} of {:.0} packets per second",
                 pair + 1,
-                options.pairs,
+                options.turns.pairs,
                 turn.arm,
                 turn.delivered_pps,
                 turn.offered_pps
@@ -117,7 +113,7 @@ fn load(lane: &Lane<'_>, options: &Options) -> Result<Turn> {
         senders.push(thread::spawn(move || flood(&socket, &stop)));
     }
     let started = Instant::now();
-    let paused = interrupt::pause(Duration::from_secs(options.seconds));
+    let paused = interrupt::pause(Duration::from_secs(options.turns.seconds));
     stop.store(true, Ordering::Relaxed); // orders nothing
     for sender in senders {
         // A sender that panicked has offered less, which the counters show.

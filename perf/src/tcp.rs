@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::interrupt;
 use crate::iperf;
 use crate::kernel::KernelRouting;
-use crate::lane::{Lane, ROUTE_MTU};
+use crate::lane::{Lane, ROUTE_MTU, Turns};
 use crate::machine::CpuTimes;
 use crate::report::{Bound, Report, Table, Target, progress};
 use crate::stats::{Ratio, median};
@@ -21,15 +21,11 @@ use crate::viaduct::Viaduct;
 /// What a worker with super-packets has to be worth (the project's goal).
 const TARGET_OF_TESTPMD: f64 = 3.0;
 
-/// How long and how often.
+/// How long and how often, and beside what.
 #[derive(Debug, clap::Args)]
 pub struct Options {
-    /// Turns of every arm
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
-    pairs: u64,
-    /// Seconds of one turn
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
-    seconds: u64,
+    #[command(flatten)]
+    turns: Turns,
     /// Leave testpmd out, where DPDK is not installed
     #[arg(long)]
     without_testpmd: bool,
@@ -70,16 +66,16 @@ pub fn measure(setup: &Setup, options: &Options) -> Result<Report> {
         kernel: KernelRouting::build()?,
     };
     let mut turns = Vec::new();
-    for pair in 0..options.pairs {
+    for pair in 0..options.turns.pairs {
         for turn in 0..3 {
             interrupt::check()?;
             // ABC CBA ABC: what drifts, drifts for all.
             let arm = if pair % 2 == 0 { turn } else { 2 - turn };
-            if let Some(turn) = arms.take_turn(arm, options.seconds)? {
+            if let Some(turn) = arms.take_turn(arm, options.turns.seconds)? {
                 progress(&format!(
                     "turn {} of {}: {} {:.1} Gbit/s",
                     pair + 1,
-                    options.pairs,
+                    options.turns.pairs,
                     turn.arm,
                     turn.gbit_per_s
                 ));
