@@ -1,7 +1,8 @@
 //! The daemon dies under load and comes back: what is lost, how soon workers carry traffic again,
 //! and that no forged packet passes meanwhile.
 //!
-//! `VIADUCT_E2E_LONG=1` adds 110 pods and 50 kills to the usual two and three.
+//! Usually three kills with two pods in each setup; `VIADUCT_E2E_LONG=1` makes them 50, and adds 50
+//! with 110 pods.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -172,20 +173,25 @@ fn judge(floods: Vec<(&Pod, Flood)>, rounds: &[Round]) -> Result<()> {
     Ok(())
 }
 
+/// Whether the tests may take minutes.
+fn long() -> bool {
+    std::env::var_os("VIADUCT_E2E_LONG").is_some()
+}
+
 #[test]
 #[ignore = "needs root"]
 fn a_kill_under_load_costs_few_packets_and_no_connection() {
     on_each(Setup::modes_and_workers(), |node| {
         let (a, b) = (node.add_pod("sender")?, node.add_pod("receiver")?);
         let forger = node.add_pod("forger")?;
-        crash(node, &[(&a, &b)], 3, &forger)
+        crash(node, &[(&a, &b)], if long() { 50 } else { 3 }, &forger)
     });
 }
 
 #[test]
 #[ignore = "needs root"]
 fn with_110_pods_a_kill_costs_the_last_pod_no_more_than_the_first() {
-    if std::env::var_os("VIADUCT_E2E_LONG").is_none() {
+    if !long() {
         eprintln!("takes minutes: set VIADUCT_E2E_LONG=1 to run it");
         return;
     }
