@@ -83,22 +83,6 @@ pub fn update(check: u16, old: u16, new: u16) -> u16 {
     !fold_words([!check, !old, new])
 }
 
-/// The checksum field after several words changed: `old` and `new` are the sums over them.
-///
-/// They must begin at an even offset of the covered range and be equally long.
-#[must_use]
-pub fn update_sum(check: u16, old: Sum, new: Sum) -> u16 {
-    update(check, old.fold(), new.fold())
-}
-
-/// The *partial* checksum field after a part of the pseudo-header changed (addresses, length).
-///
-/// Ports are not in the pseudo-header: rewriting them must leave a partial field alone.
-#[must_use]
-pub fn update_partial(field: u16, old: Sum, new: Sum) -> u16 {
-    fold_words([field, !old.fold(), new.fold()])
-}
-
 /// What a sender of UDP writes for the computed `check`: 0 means "no checksum" there, and
 /// 0xffff is the same number in one's complement (RFC 768).
 #[must_use]

@@ -47,12 +47,8 @@ const EXTENSION_HEADERS_MAX: usize = 8;
 /// Why a packet was not forwarded, in the terms both families have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// No route: ICMP 3/0, ICMPv6 1/0.
-    NetUnreachable,
     /// A route but nobody there, as for a pod address without a pod: ICMP 3/1, ICMPv6 1/3.
     HostUnreachable,
-    /// A policy rejects it: ICMP 3/13 (RFC 1812 §5.2.7.1), ICMPv6 1/1.
-    AdminProhibited,
     /// TTL or hop limit ran out in transit: ICMP 11/0, ICMPv6 3/0.
     TimeExceeded,
     /// Longer than the egress MTU and not to be fragmented: ICMP 3/4 with the next-hop MTU (RFC
@@ -106,9 +102,7 @@ impl ErrorKind {
     /// Type, code and the 32 bits after the checksum (RFC 792; RFC 1191 §4).
     fn message_v4(self) -> (u8, u8, u32) {
         match self {
-            ErrorKind::NetUnreachable => (3, 0, 0),
             ErrorKind::HostUnreachable => (3, 1, 0),
-            ErrorKind::AdminProhibited => (3, 13, 0),
             ErrorKind::TimeExceeded => (11, 0, 0),
             ErrorKind::TooBig { mtu } => (3, 4, mtu.min(u32::from(u16::MAX))),
         }
@@ -117,9 +111,7 @@ impl ErrorKind {
     /// Type, code and the 32 bits after the checksum (RFC 4443 §3).
     fn message_v6(self) -> (u8, u8, u32) {
         match self {
-            ErrorKind::NetUnreachable => (1, 0, 0),
             ErrorKind::HostUnreachable => (1, 3, 0),
-            ErrorKind::AdminProhibited => (1, 1, 0),
             ErrorKind::TimeExceeded => (3, 0, 0),
             ErrorKind::TooBig { mtu } => (2, 0, mtu),
         }

@@ -1,4 +1,4 @@
-//! Answers a pod that asks for its gateway's link address, and announces a pod's own.
+//! Answers a pod that asks for its gateway's link address.
 //!
 //! Every pod has the same gateways, 169.254.1.1 and fe80::1, and the worker that serves its port
 //! answers for them (RFC 826, RFC 4861). Nothing is learned from what pods send, and nothing else
@@ -43,10 +43,6 @@ const OPTION_TARGET_LINK_ADDRESS: u8 = 2;
 const ROUTER: u8 = 0x80;
 const SOLICITED: u8 = 0x40;
 const OVERRIDE: u8 = 0x20;
-/// All nodes of the link (RFC 4291 §2.7.1) and the Ethernet group it maps to (RFC 2464 §7).
-const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
-
 /// What a port may claim to be.
 #[derive(Clone, Copy, Debug)]
 pub struct PodIdentity<'a> {
@@ -132,7 +128,7 @@ pub fn answer_arp(
     }
     let from = ArpEnd { mac: gateway_mac, address: GATEWAY_V4 };
     let to = ArpEnd { mac: pod.mac, address: sender };
-    write(out, &arp(ARP_REPLY, pod.mac, from, to))
+    write(out, &arp_reply(from, to))
 }
 
 /// Writes the advertisement that answers a pod's solicitation for [`GATEWAY_V6`] into `out` and
@@ -162,36 +158,9 @@ pub fn answer_nd(
     if ethernet[..6] != solicited_node_mac(GATEWAY_V6) && ethernet[..6] != gateway_mac {
         return Err(NeighborDrop::WrongReceiver);
     }
-    let answer = Advertisement {
-        dst_mac: pod.mac,
-        mac: gateway_mac,
-        dst: sender,
-        target: GATEWAY_V6,
-        flags: ROUTER | SOLICITED | OVERRIDE,
-    };
+    let answer =
+        Advertisement { dst_mac: pod.mac, mac: gateway_mac, dst: sender, target: GATEWAY_V6 };
     write(out, &answer.packet())
-}
-
-/// A gratuitous ARP packet: tells the link that `address` is at `mac` (RFC 5227 §3, a request for
-/// one's own address, which both old and new hosts understand).
-#[must_use]
-pub fn gratuitous_arp(mac: [u8; 6], address: Ipv4Addr) -> [u8; ARP_BYTES] {
-    let to = ArpEnd { mac: [0; 6], address };
-    arp(ARP_REQUEST, BROADCAST_MAC, ArpEnd { mac, address }, to)
-}
-
-/// An unsolicited neighbor advertisement: tells all nodes of the link that `address` is at `mac`
-/// and that older knowledge is wrong (RFC 4861 §7.2.6). A pod is no router.
-#[must_use]
-pub fn unsolicited_advertisement(mac: [u8; 6], address: Ipv6Addr) -> [u8; ADVERTISEMENT_BYTES] {
-    let advertisement = Advertisement {
-        dst_mac: ALL_NODES_MAC,
-        mac,
-        dst: ALL_NODES,
-        target: address,
-        flags: OVERRIDE,
-    };
-    advertisement.packet()
 }
 
 #[derive(Clone, Copy)]
@@ -200,13 +169,13 @@ struct ArpEnd {
     address: Ipv4Addr,
 }
 
-fn arp(operation: [u8; 2], dst_mac: [u8; 6], from: ArpEnd, to: ArpEnd) -> [u8; ARP_BYTES] {
+fn arp_reply(from: ArpEnd, to: ArpEnd) -> [u8; ARP_BYTES] {
     let mut packet = [0; ARP_BYTES];
-    packet[..6].copy_from_slice(&dst_mac);
+    packet[..6].copy_from_slice(&to.mac);
     packet[6..12].copy_from_slice(&from.mac);
     packet[12..14].copy_from_slice(&ETHERTYPE_ARP);
     packet[14..20].copy_from_slice(&ARP_ETHERNET_IPV4);
-    packet[20..22].copy_from_slice(&operation);
+    packet[20..22].copy_from_slice(&ARP_REPLY);
     packet[22..28].copy_from_slice(&from.mac);
     packet[28..32].copy_from_slice(&from.address.octets());
     packet[32..38].copy_from_slice(&to.mac);
@@ -282,7 +251,6 @@ struct Advertisement {
     dst: Ipv6Addr,
     /// Sends it, and is announced.
     target: Ipv6Addr,
-    flags: u8,
 }
 
 impl Advertisement {
@@ -301,7 +269,7 @@ impl Advertisement {
         packet[38..54].copy_from_slice(&self.dst.octets());
 
         packet[54] = ADVERTISEMENT;
-        packet[58] = self.flags;
+        packet[58] = ROUTER | SOLICITED | OVERRIDE;
         packet[62..78].copy_from_slice(&self.target.octets());
         packet[78] = OPTION_TARGET_LINK_ADDRESS;
         packet[79] = 1;

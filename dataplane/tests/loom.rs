@@ -72,22 +72,26 @@ impl Ring {
     }
 }
 
+/// The other side of a ring: does the same with every entry, given its counter and its value.
+fn kernel(ring: &Arc<Ring>, step: fn(&Ring, u32, u32)) -> thread::JoinHandle<()> {
+    let ring = ring.clone();
+    thread::spawn(move || {
+        for entry in 0..ENTRIES {
+            step(&ring, START.wrapping_add(entry), entry);
+        }
+    })
+}
+
 #[test]
 fn the_kernel_reads_what_the_producer_wrote_and_the_producer_overwrites_only_what_it_has_read() {
     loom::model(|| {
         let ring = Ring::new();
-        let kernel = thread::spawn({
-            let ring = ring.clone();
-            move || {
-                for entry in 0..ENTRIES {
-                    let next = START.wrapping_add(entry);
-                    while ring.producer.load(Ordering::Acquire) == next {
-                        thread::yield_now();
-                    }
-                    assert_eq!(ring.read(next % SIZE), entry);
-                    ring.consumer.store(next.wrapping_add(1), Ordering::Release);
-                }
+        let kernel = kernel(&ring, |ring, next, entry| {
+            while ring.producer.load(Ordering::Acquire) == next {
+                thread::yield_now();
             }
+            assert_eq!(ring.read(next % SIZE), entry);
+            ring.consumer.store(next.wrapping_add(1), Ordering::Release);
         });
         let mut cursor = ProducerCursor::new(START, SIZE);
         for entry in 0..ENTRIES {
@@ -105,18 +109,12 @@ fn the_kernel_reads_what_the_producer_wrote_and_the_producer_overwrites_only_wha
 fn the_consumer_reads_what_the_kernel_wrote_and_the_kernel_overwrites_only_what_was_released() {
     loom::model(|| {
         let ring = Ring::new();
-        let kernel = thread::spawn({
-            let ring = ring.clone();
-            move || {
-                for entry in 0..ENTRIES {
-                    let next = START.wrapping_add(entry);
-                    while next.wrapping_sub(ring.consumer.load(Ordering::Acquire)) == SIZE {
-                        thread::yield_now();
-                    }
-                    ring.write(next % SIZE, entry);
-                    ring.producer.store(next.wrapping_add(1), Ordering::Release);
-                }
+        let kernel = kernel(&ring, |ring, next, entry| {
+            while next.wrapping_sub(ring.consumer.load(Ordering::Acquire)) == SIZE {
+                thread::yield_now();
             }
+            ring.write(next % SIZE, entry);
+            ring.producer.store(next.wrapping_add(1), Ordering::Release);
         });
         let mut cursor = ConsumerCursor::new(START, SIZE);
         for entry in 0..ENTRIES {

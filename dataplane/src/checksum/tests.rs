@@ -48,22 +48,6 @@ proptest! {
     }
 
     #[test]
-    fn an_update_of_several_words_equals_a_full_sum(
-        mut bytes in prop::collection::vec(any::<u8>(), 64..128),
-        new in prop::array::uniform16(any::<u8>()),
-        at in 0usize..24,
-    ) {
-        bytes[63] = 1; // Not entirely zero, as in every real packet.
-        let old = Sum::default().add_bytes(&bytes[2 * at..2 * at + 16]);
-        let before = Sum::default().add_bytes(&bytes);
-        bytes[2 * at..2 * at + 16].copy_from_slice(&new);
-        let after = Sum::default().add_bytes(&bytes);
-        let new = Sum::default().add_bytes(&new);
-        prop_assert_eq!(update_sum(before.checksum(), old, new), after.checksum());
-        prop_assert_eq!(update_partial(before.fold(), old, new), after.fold());
-    }
-
-    #[test]
     fn verify_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
         let _ = verify_ipv4_header(&bytes);
     }
