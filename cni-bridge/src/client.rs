@@ -57,9 +57,25 @@ pub enum ClientError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// Request or reply do not fit the protocol.
-    #[error(transparent)]
-    Frame(#[from] FrameError),
+    /// The request fits in no frame: nothing was asked.
+    #[error("the request to viaductd at {socket} cannot be sent: {source}; ask for less at once")]
+    Request {
+        /// The path.
+        socket: PathBuf,
+        /// What is wrong with it.
+        source: FrameError,
+    },
+    /// The reply does not fit the protocol: the call may or may not take effect.
+    #[error(
+        "what answers at {socket} is no viaductd of a neighbouring release ({source}); name \
+         viaductd's socket, or install all of Viaduct from one release"
+    )]
+    Reply {
+        /// The path.
+        socket: PathBuf,
+        /// What is wrong with it.
+        source: FrameError,
+    },
 }
 
 /// Asks the daemon at `socket` and waits for its reply for at most `deadline` in total.
@@ -73,7 +89,8 @@ pub fn ask(
     descriptor: Option<BorrowedFd<'_>>,
     deadline: Duration,
 ) -> Result<Reply, ClientError> {
-    let request = frame::encode(&Request { version: PROTOCOL_VERSION, call })?;
+    let request = frame::encode(&Request { version: PROTOCOL_VERSION, call })
+        .map_err(|source| ClientError::Request { socket: socket.to_owned(), source })?;
     let clock = Clock { start: Instant::now(), deadline };
     let mut stream = open(socket, &clock)?;
     let told = |source: io::Error| clock.failure(socket, source);
@@ -91,8 +108,10 @@ pub fn ask(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(told(error)),
         }
-        if let Some(reply) = decoder.decode()? {
-            return Ok(reply);
+        match decoder.decode() {
+            Ok(None) => {}
+            Ok(Some(reply)) => return Ok(reply),
+            Err(source) => return Err(ClientError::Reply { socket: socket.to_owned(), source }),
         }
     }
 }

@@ -15,17 +15,18 @@ use crate::protocol::FRAME_BYTES_MAX;
 /// Bytes of the length before a frame.
 const LENGTH_BYTES: usize = 4;
 
-/// Why a frame could not be made or read. The connection is of no use afterwards.
+/// Why a frame could not be made or read. The connection is of no use afterwards. Who owns the
+/// connection knows the peer, and adds what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// The frame is longer than the protocol allows.
-    #[error("a frame of {bytes} bytes is longer than {FRAME_BYTES_MAX}; close the connection")]
+    #[error("a message of {bytes} bytes is longer than {FRAME_BYTES_MAX}")]
     TooLong {
         /// Length in bytes that was announced or is needed.
         bytes: usize,
     },
     /// The frame is not the JSON that was expected.
-    #[error("a frame does not hold what the protocol says; use a neighbouring release: {0}")]
+    #[error("a message is not what this release knows: {0}")]
     Malformed(#[from] serde_json::Error),
 }
 

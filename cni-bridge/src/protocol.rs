@@ -54,8 +54,16 @@ pub enum Call {
         /// exhausted embedded pool is no reason to refuse.
         delegated_ipam: bool,
     },
-    /// A listing for people and programs; answers [`Reply::Listing`].
+    /// A listing for people and programs; answers [`Reply::Listing`], or [`Reply::Page`] when it is
+    /// long.
     List(Listing),
+    /// The rest of a listing whose beginning was a [`Reply::Page`]; answers like [`Call::List`].
+    ListAfter {
+        /// What is listed.
+        listing: Listing,
+        /// `next` of the page before, verbatim.
+        after: String,
+    },
 }
 
 /// What `viaduct` can list.
@@ -199,8 +207,18 @@ pub enum Reply {
     Added(AddReply),
     /// The call succeeded and has nothing to say.
     Done,
-    /// The listing asked for, with the keys of the external contract.
+    /// The listing asked for, or all that was left of it, with the keys of the external contract.
     Listing(serde_json::Value),
+    /// Rows of a listing of which more are left. The daemon remembers nothing of it: `next` says
+    /// where the rest begins, so who asks for it may take its time and use a new connection. Rows
+    /// come in the order of a key that no two share; what changes meanwhile may be missing or be
+    /// shown as it was or as it is, but nothing is shown twice.
+    Page {
+        /// At least one row.
+        rows: Vec<serde_json::Value>,
+        /// Means something to the daemon alone.
+        next: String,
+    },
     /// The call failed.
     Error(CallError),
 }

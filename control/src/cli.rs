@@ -1,8 +1,9 @@
 //! `viaduct`: asks the daemon for a listing and prints it, as JSON for programs or as a table for
 //! people.
 //!
-//! JSON is passed on as the daemon sent it, so that no key is lost between releases. A failure is
-//! one sentence on stderr and an exit code other than 0.
+//! JSON is passed on as the daemon sent it, so that no key is lost between releases, and as it
+//! comes: a node may have a million routes. A failure is one sentence on stderr and an exit code
+//! other than 0.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -17,8 +18,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use thiserror::Error;
 
+use self::array::Array;
 use crate::report::Status;
 
+mod array;
 mod figures;
 mod table;
 #[cfg(test)]
@@ -42,7 +45,8 @@ struct Arguments {
 
 const AFTER_HELP: &str = "\
 Listings are tables for people: numbers are shortened, and an empty cell is a dash. With --json they
-are complete: an array of objects, or one object for status, whose keys stay the same.
+are complete: an array of objects, or one object for status, whose keys stay the same. What changes
+while a long listing is read may be missing from it, but nothing is in it twice.
 
 Exit codes: 0 done, 1 no daemon answers, it reports an error, or (status) it is not ready, 2 wrong
 arguments. What went wrong is one sentence on stderr.";
@@ -51,10 +55,10 @@ arguments. What went wrong is one sentence on stderr.";
 enum Command {
     /// The daemon and its workers; exits 0 only if the daemon is ready
     ///
-    /// Shows what the kernel's sockets can do, the generation of the tables, and every worker
-    /// with two laws: all its frames are somewhere (FRAMES = FREE + RX + TX + CROSSING), and all
-    /// its packets are accounted for
-    /// (RECEIVED + GENERATED + CROSSED IN = SENT + DROPPED + CROSSED OUT).
+    /// Shows what the kernel's sockets can do, the generation of the tables, what became of
+    /// packets on fallback (while no worker took them), and every worker with two laws: all its
+    /// frames are somewhere (FRAMES = FREE + RX + TX + CROSSING), and all its packets are
+    /// accounted for (RECEIVED + GENERATED + CROSSED IN = SENT + DROPPED + CROSSED OUT).
     #[command(verbatim_doc_comment)]
     Status(Format),
     /// Attached pods: addresses, worker, traffic and drops
@@ -71,13 +75,18 @@ enum Command {
     /// port of kind "node" leads to the node's own kernel: FROM is what the kernel sent.
     #[command(verbatim_doc_comment)]
     Ports(Format),
-    /// Routes the workers forward by
+    /// Routes the workers forward by, in the order of their destinations
+    ///
+    /// SOURCE is "pod" for a pod's address, "no_pod" for the rest of the pod network, where
+    /// nothing is sent, and "node" for all else, which the node's kernel routes.
+    #[command(verbatim_doc_comment)]
     Routes(Format),
     /// Packets not forwarded: how many, whose, which way and why
     ///
     /// One row for every pod, direction and reason that happened since viaductd serves the pod,
     /// most packets first. Packets "from_pod" were sent by the pod, those "to_pod" were for it;
-    /// the node's own are under the name of its port's device.
+    /// the node's own are under the name of its port's device. Reasons that begin with "fallback_"
+    /// are what was refused while no worker was there, of all pods together.
     #[command(verbatim_doc_comment)]
     Drops(Format),
 }
@@ -88,18 +97,6 @@ struct Format {
     /// Print JSON with all keys instead of a table
     #[arg(long)]
     json: bool,
-}
-
-impl Command {
-    fn parts(self) -> (Listing, Format) {
-        match self {
-            Command::Status(format) => (Listing::Status, format),
-            Command::Pods(format) => (Listing::Pods, format),
-            Command::Ports(format) => (Listing::Ports, format),
-            Command::Routes(format) => (Listing::Routes, format),
-            Command::Drops(format) => (Listing::Drops, format),
-        }
-    }
 }
 
 /// Why a command failed.
@@ -121,8 +118,8 @@ enum CliError {
         socket.display())]
     NotAListing { socket: PathBuf },
     #[error(
-        "viaduct cannot read the listing ({source}); use a viaduct of the daemon's release, \
-        or --json"
+        "viaduct cannot read viaductd's listing ({source}); use a viaduct of the daemon's release, \
+         or --json"
     )]
     Unreadable {
         #[from]
@@ -130,7 +127,7 @@ enum CliError {
     },
     #[error("viaductd is not ready: {0}")]
     NotReady(String),
-    #[error("write to stdout: {0}")]
+    #[error("cannot write to standard output: {0}; make room where it goes")]
     Write(#[from] io::Error),
 }
 
@@ -152,22 +149,78 @@ pub fn main() -> ExitCode {
 }
 
 fn run(socket: &Path, command: Command, out: &mut impl Write) -> Result<(), CliError> {
-    let (listing, format) = command.parts();
-    let value = fetch(socket, listing)?;
-    if format.json {
-        writeln!(out, "{value:#}")?;
-    } else {
-        out.write_all(view(listing, value.clone())?.as_bytes())?;
+    match command {
+        Command::Status(format) => status(socket, format, out),
+        Command::Pods(format) => list(socket, Listing::Pods, format, views::pods, out),
+        Command::Ports(format) => list(socket, Listing::Ports, format, views::ports, out),
+        Command::Routes(format) => list(socket, Listing::Routes, format, views::routes, out),
+        Command::Drops(format) => list(socket, Listing::Drops, format, views::drops, out),
     }
-    out.flush()?;
-    if listing == Listing::Status {
-        check_ready(&read(value)?)?;
-    }
-    Ok(())
 }
 
-fn fetch(socket: &Path, listing: Listing) -> Result<Value, CliError> {
-    let reply = ask(socket, Call::List(listing), None, DEADLINE).map_err(|error| match error {
+fn status(socket: &Path, format: Format, out: &mut impl Write) -> Result<(), CliError> {
+    let Reply::Listing(value) = fetch(socket, Call::List(Listing::Status))? else {
+        return Err(CliError::NotAListing { socket: socket.to_owned() });
+    };
+    if format.json {
+        writeln!(out, "{value:#}")?;
+    }
+    let status: Status = serde_json::from_value(value)?;
+    if !format.json {
+        out.write_all(views::status(&status).as_bytes())?;
+    }
+    out.flush()?;
+    check_ready(&status)
+}
+
+/// Prints the rows of a listing: JSON page by page, a table when all are there, because the width
+/// of its columns takes all of them.
+fn list<R: DeserializeOwned>(
+    socket: &Path,
+    listing: Listing,
+    format: Format,
+    view: impl FnOnce(&[R]) -> String,
+    out: &mut impl Write,
+) -> Result<(), CliError> {
+    if format.json {
+        let mut array = Array::new(out);
+        each_page(socket, listing, |page| Ok(page.iter().try_for_each(|row| array.row(row))?))?;
+        return Ok(array.end()?);
+    }
+    let mut rows = Vec::new();
+    each_page(socket, listing, |page| {
+        let page = page.into_iter().map(serde_json::from_value);
+        rows.extend(page.collect::<Result<Vec<R>, _>>()?);
+        Ok(())
+    })?;
+    out.write_all(view(&rows).as_bytes())?;
+    Ok(out.flush()?)
+}
+
+/// Takes a listing page by page. Each is asked for on a connection of its own: the daemon would not
+/// keep one open for somebody who reads through a pager.
+fn each_page(
+    socket: &Path,
+    listing: Listing,
+    mut take: impl FnMut(Vec<Value>) -> Result<(), CliError>,
+) -> Result<(), CliError> {
+    let mut call = Call::List(listing);
+    loop {
+        match fetch(socket, call)? {
+            Reply::Listing(Value::Array(rows)) => return take(rows),
+            // Pages without a row might have no end.
+            Reply::Page { rows, next } if !rows.is_empty() => {
+                take(rows)?;
+                call = Call::ListAfter { listing, after: next };
+            }
+            _ => return Err(CliError::NotAListing { socket: socket.to_owned() }),
+        }
+    }
+}
+
+/// The daemon's answer to one call, unless it is an error.
+fn fetch(socket: &Path, call: Call) -> Result<Reply, CliError> {
+    let reply = ask(socket, call, None, DEADLINE).map_err(|error| match error {
         ClientError::Unreachable { socket, source } => match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 CliError::NoDaemon { socket }
@@ -178,24 +231,9 @@ fn fetch(socket: &Path, listing: Listing) -> Result<Value, CliError> {
         other => CliError::Client(other),
     })?;
     match reply {
-        Reply::Listing(value) => Ok(value),
         Reply::Error(error) => Err(CliError::Refused(error)),
-        Reply::Added(_) | Reply::Done => Err(CliError::NotAListing { socket: socket.to_owned() }),
+        reply => Ok(reply),
     }
-}
-
-fn read<T: DeserializeOwned>(value: Value) -> Result<T, CliError> {
-    Ok(serde_json::from_value(value)?)
-}
-
-fn view(listing: Listing, value: Value) -> Result<String, CliError> {
-    Ok(match listing {
-        Listing::Status => views::status(&read(value)?),
-        Listing::Pods => views::pods(&read::<Vec<_>>(value)?),
-        Listing::Ports => views::ports(&read::<Vec<_>>(value)?),
-        Listing::Routes => views::routes(&read::<Vec<_>>(value)?),
-        Listing::Drops => views::drops(&read::<Vec<_>>(value)?),
-    })
 }
 
 /// Scripts wait for the daemon by the exit code of `viaduct status`.

@@ -22,7 +22,7 @@ use crate::engine::{Engine, Reaper};
 use crate::metrics::{self, MetricsServer, OpTimes, Operation, Outcome, Page, Response};
 use crate::netlink::{Event as KernelEvent, Monitor};
 use crate::nft::NftMonitor;
-use crate::node::{NODE_IFNAME, ROUTE_PROTOCOL, RULE_PRIORITY, WORKER_IFNAME};
+use crate::node::{ROUTE_PROTOCOL, RULE_PRIORITY};
 use crate::server::{self, ControlServer, Incoming};
 
 const SIGNALS: Token = Token(0);
@@ -259,7 +259,8 @@ impl Daemon {
             (Call::CniStatus { delegated_ipam }, _) => {
                 done(self.engine.check_ready(delegated_ipam))
             }
-            (Call::List(listing), _) => Reply::Listing(self.engine.list(listing)),
+            (Call::List(listing), _) => self.engine.list(listing, None),
+            (Call::ListAfter { listing, after }, _) => self.engine.list(listing, Some(&after)),
         }
     }
 
@@ -294,9 +295,7 @@ impl Daemon {
                 KernelEvent::RuleGone(rule) if rule.priority == RULE_PRIORITY => {
                     self.damaged = true;
                 }
-                KernelEvent::LinkGone(link)
-                    if link.name == NODE_IFNAME || link.name == WORKER_IFNAME =>
-                {
+                KernelEvent::LinkGone(link) if self.engine.node().is_end(link.index) => {
                     tracing::error!(device = link.name, "the node port is gone: restart viaductd");
                 }
                 KernelEvent::LinkGone(link) => self.engine.link_gone(link.index),

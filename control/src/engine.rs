@@ -9,6 +9,7 @@ mod attach;
 mod compile;
 mod detach;
 mod listing;
+mod ports;
 mod reaper;
 mod repair;
 mod watch;
@@ -21,9 +22,9 @@ use std::time::Instant;
 use cni_bridge::protocol::{Attachment, CallError, CheckRequest, GcRequest};
 use dataplane::port::PortId;
 use dataplane::xsk::program::{Fallback, PortEntry, PortKind, Programs};
-use dataplane::xsk::socket::{SocketFeatures, probe};
+use ipnet::IpNet;
 
-use crate::config::{Config, PortMode};
+use crate::config::Config;
 use crate::endpoint::{self, EndpointError, EndpointSpec, HostSide, Offloads};
 use crate::ethtool::Ethtool;
 use crate::ipam::Ipam;
@@ -35,36 +36,13 @@ use crate::state::{Limits, PodRecord, State};
 use crate::sysctl::SysctlLog;
 use crate::workers::{NODE_SLOT, Workers, WorkersConfig};
 
+use adopt::Remembered;
 pub use attach::ADD_WAITS;
+pub use ports::Ports;
 pub use reaper::{Reaped, Reaper};
-
-/// Device MTU of pods and of the node port with multi-buffer frames: the longest IP packet, so
-/// that a super-packet is one packet.
-const DEVICE_MTU_FULL: u32 = 65_535;
-
-/// Largest route MTU without multi-buffer frames: a page less XDP's headroom and the kernel's
-/// bookkeeping at its end (drivers/net/veth.c, `veth_xdp_set`).
-const ROUTE_MTU_BASIC_MAX: u32 = 3498;
 
 /// Frames that one port holds at most: its fill ring, and as many under way.
 const FRAMES_PER_PORT: u32 = 192;
-
-/// How pods' ports are made, found out at start.
-#[derive(Clone, Copy, Debug)]
-pub struct Ports {
-    /// What sockets may use.
-    pub features: SocketFeatures,
-    /// What the pod's kernel may leave to us.
-    pub offloads: Offloads,
-    /// Largest IP packet between pod and worker, in bytes; `None`: the pod's route MTU.
-    pub device_mtu: Option<u32>,
-}
-
-impl Ports {
-    fn device_mtu(&self, route_mtu: u32) -> u32 {
-        self.device_mtu.unwrap_or(route_mtu)
-    }
-}
 
 /// Everything of this node.
 pub struct Engine {
@@ -100,21 +78,25 @@ impl Engine {
     /// in place, at the very end, the kernel carries the pods' traffic.
     pub fn start(config: Config, reaper: Reaper) -> anyhow::Result<Engine> {
         let started = Instant::now();
-        let ports = probe_ports(&config)?;
-        let programs = Programs::load(&config.daemon.bpf_dir)?;
         let (journal, records) = Journal::open(&config.daemon.state_dir, &boot_id()?)?;
+        let remembered = Remembered::from_records(records);
+        let ports = Ports::choose(&config, remembered.pods.values())?;
+        let programs = Programs::load(&config.daemon.bpf_dir)?;
         let mut sysctls = SysctlLog::open(&config.daemon.state_dir.join("sysctls"))?;
-        let node = NodePort::ensure(&node_config(&config, &ports), &mut sysctls)?;
+        let outside = outside(&config, remembered.pods.values());
+        let node_config = node_config(&config, &ports, outside);
+        NodePort::give_way(&node_config)?;
+        let node = NodePort::ensure(&node_config, &mut sysctls)?;
         let mut nft = NftTable::open()?;
-        nft.ensure(&nft_config(&config))?;
-        if ports.offloads == Offloads::Basic {
+        nft.ensure(&nft_config(&config, &node_config.outside))?;
+        if ports.node() == Offloads::Basic {
             let features = Offloads::Basic.features();
             Ethtool::open()?.set_features(NODE_IFNAME, &features)?;
         }
         // The program may run before there is a socket: it passes everything then.
         programs.set_port(node.worker_index, &node_entry())?;
         programs.attach(node.worker_index, WORKER_IFNAME)?;
-        if ports.offloads == Offloads::Full {
+        if ports.node() == Offloads::Full {
             // In basic mode the kernel completes checksums after the marker would have called them
             // partial, and workers would complete them once more.
             programs.attach_marker(node.node_index)?;
@@ -153,7 +135,8 @@ impl Engine {
             started,
         };
         engine.node_addresses = engine.discover_addresses();
-        engine.adopt(records)?;
+        engine.adopt(remembered)?;
+        engine.reach_pods()?;
         engine.publish()?;
         engine.programs.set_socket(u32::from(NODE_SLOT), node_socket.as_fd())?;
         for (id, socket) in std::mem::take(&mut engine.adopted_sockets) {
@@ -309,8 +292,8 @@ impl Engine {
             host_mac: pod.host_mac,
             addresses: &addresses,
             route_mtu: pod.route_mtu,
-            device_mtu: self.ports.device_mtu(pod.route_mtu),
-            offloads: self.ports.offloads,
+            device_mtu: pod.offloads.device_mtu(pod.route_mtu),
+            offloads: pod.offloads,
             routes: &[],
         };
         endpoint::check(&mut self.host, &spec).map_err(|error| fail(error.to_string()))
@@ -353,37 +336,27 @@ fn call_error(code: u32, error: &dyn std::error::Error) -> CallError {
     CallError { code, msg: error.to_string(), details: String::new() }
 }
 
-/// What pods' ports can be here: everything the kernel has, or what kernel 6.1 has.
-fn probe_ports(config: &Config) -> anyhow::Result<Ports> {
-    let features = probe()?;
-    let none = SocketFeatures { multi_buffer: false, tx_checksum: false, tx_budget: false };
-    let full =
-        config.workers.port_mode == PortMode::Auto && features.multi_buffer && features.tx_checksum;
-    if full {
-        let device_mtu = Some(DEVICE_MTU_FULL);
-        return Ok(Ports { features, offloads: Offloads::Full, device_mtu });
-    }
-    anyhow::ensure!(
-        config.node.mtu <= ROUTE_MTU_BASIC_MAX,
-        "[node] mtu = {} needs multi-buffer AF_XDP, which this kernel or port_mode = \"basic\" \
-         does not have; set it to {ROUTE_MTU_BASIC_MAX} or less",
-        config.node.mtu
-    );
-    Ok(Ports { features: none, offloads: Offloads::Basic, device_mtu: None })
+/// Addresses that these pods have outside of `pod_cidrs`: a delegated IPAM plugin may give any.
+fn outside<'a>(config: &Config, pods: impl Iterator<Item = &'a PodRecord>) -> BTreeSet<IpAddr> {
+    let inside = |address: &IpAddr| config.node.pod_cidrs.iter().any(|cidr| cidr.contains(address));
+    let addresses = pods.flat_map(|pod| &pod.addresses).map(|given| given.address);
+    addresses.filter(|address| !inside(address)).collect()
 }
 
-fn node_config(config: &Config, ports: &Ports) -> NodeConfig {
+fn node_config(config: &Config, ports: &Ports, outside: BTreeSet<IpAddr>) -> NodeConfig {
     NodeConfig {
         pod_cidrs: config.node.pod_cidrs.clone(),
+        outside,
         route_mtu: config.node.mtu,
-        device_mtu: ports.device_mtu(config.node.mtu),
+        device_mtu: ports.node_device_mtu(),
         workers: config.workers.cores.len() as u32,
     }
 }
 
-fn nft_config(config: &Config) -> NftConfig<'static> {
+fn nft_config(config: &Config, outside: &BTreeSet<IpAddr>) -> NftConfig<'static> {
+    let outside = outside.iter().copied().map(IpNet::from);
     NftConfig {
-        pod_cidrs: config.node.pod_cidrs.clone(),
+        pod_cidrs: config.node.pod_cidrs.iter().copied().chain(outside).collect(),
         direct: config.uplink.direct.clone(),
         kernel: config.uplink.kernel.clone(),
         masquerade: config.node.masquerade,

@@ -1,11 +1,12 @@
-//! Remembers across a restart of the daemon which pods it serves and which sysctls it changed.
+//! Remembers across a restart of the daemon which pods it serves.
 //!
 //! One append-only file, `journal` in the state directory. A line is a record: length and CRC-32 of
 //! the JSON, both in hexadecimal, and the JSON. The first line names the format and the boot: what
-//! another boot wrote is void, because its namespaces are gone. Damage is never an error: a line
-//! whose sum is wrong is passed over and a torn tail is cut off, since the kernel's own state,
-//! which the daemon compares with at start, knows better than a file. CRC-32 rather than a plain
-//! hash: it finds every burst of up to 32 wrong bits, and torn writes are bursts.
+//! another boot wrote is void, because its namespaces are gone. Neither damage nor a record of a
+//! kind that only another release knows is an error: such lines are passed over with a warning and
+//! a torn tail is cut off, since the kernel's own state, which the daemon compares with at start,
+//! knows better than a file. CRC-32 rather than a plain hash: it finds every burst of up to 32
+//! wrong bits, and torn writes are bursts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -44,17 +45,6 @@ pub enum Record {
     Attached(Box<PodRecord>),
     /// A pod is no longer served.
     Detached(Attachment),
-    /// A sysctl was changed. The first record of a name counts: it has the value before us.
-    Sysctl(OriginalSysctl),
-}
-
-/// A sysctl as it was before the daemon changed it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OriginalSysctl {
-    /// Path below /proc/sys, with slashes.
-    pub name: String,
-    /// Its value before, without the line break.
-    pub value: String,
 }
 
 /// Why the journal could not be opened or written.
@@ -113,9 +103,8 @@ pub struct Journal {
     has_torn_tail: bool,
     /// What the file says, in order; at most the live records and `DEAD_RECORDS_MAX` others.
     records: Vec<Record>,
-    /// Attachments and sysctls among `records` that are about the present.
+    /// Attachments among `records` that are about the present.
     attached: BTreeSet<Attachment>,
-    sysctls: BTreeSet<String>,
     /// Length of `records` above the live ones at which the next rewrite is due.
     dead_max: usize,
 }
@@ -145,10 +134,13 @@ impl Journal {
                 let (file, len) = rewrite(dir, boot_id, &[]).map_err(io_error("write", &path))?;
                 (file, len, Vec::new())
             }
-            Parsed::Intact { len, records, skipped } => {
-                if skipped > 0 || len < bytes.len() {
+            Parsed::Intact { len, records, damaged, unknown } => {
+                if damaged > 0 || len < bytes.len() {
                     let cut_bytes = bytes.len() - len;
-                    tracing::warn!(skipped, cut_bytes, "the journal was damaged; kept the rest");
+                    tracing::warn!(damaged, cut_bytes, "the journal was damaged; kept the rest");
+                }
+                if unknown > 0 {
+                    tracing::warn!(unknown, "passed over journal records of another release");
                 }
                 let mut options = OpenOptions::new();
                 let file = options.read(true).write(true).open(&path);
@@ -165,7 +157,6 @@ impl Journal {
             has_torn_tail: false,
             records: Vec::new(),
             attached: BTreeSet::new(),
-            sysctls: BTreeSet::new(),
             dead_max: DEAD_RECORDS_MAX,
         };
         for record in &records {
@@ -206,16 +197,13 @@ impl Journal {
             Record::Detached(attachment) => {
                 self.attached.remove(attachment);
             }
-            Record::Sysctl(sysctl) => {
-                self.sysctls.insert(sysctl.name.clone());
-            }
         }
         self.records.push(record);
     }
 
     /// Records that say nothing about the present.
     fn dead_len(&self) -> usize {
-        self.records.len() - self.attached.len() - self.sysctls.len()
+        self.records.len() - self.attached.len()
     }
 
     /// Rewrites the file without most of its past. A failure costs nothing but room: the old file
@@ -276,11 +264,10 @@ fn rewrite(dir: &Path, boot_id: &str, records: &[Record]) -> io::Result<(File, u
     Ok((file, text.len() as u64))
 }
 
-/// The records worth keeping, in their order: attached pods, first sysctls, and the newest
-/// [`DETACHED_KEPT`] pods that came and went.
+/// The records worth keeping, in their order: attached pods, and the newest [`DETACHED_KEPT`] pods
+/// that came and went.
 fn compacted(records: &[Record]) -> Vec<Record> {
     let mut attached: BTreeMap<&Attachment, usize> = BTreeMap::new();
-    let mut sysctls: BTreeMap<&str, usize> = BTreeMap::new();
     let mut detached: Vec<[usize; 2]> = Vec::new();
     for (index, record) in records.iter().enumerate() {
         match record {
@@ -290,14 +277,10 @@ fn compacted(records: &[Record]) -> Vec<Record> {
             Record::Detached(attachment) => {
                 detached.extend(attached.remove(attachment).map(|start| [start, index]));
             }
-            Record::Sysctl(sysctl) => {
-                sysctls.entry(&sysctl.name).or_insert(index);
-            }
         }
     }
     let past = detached.iter().rev().take(DETACHED_KEPT).flatten();
-    let mut kept: Vec<usize> =
-        attached.values().chain(sysctls.values()).chain(past).copied().collect();
+    let mut kept: Vec<usize> = attached.values().chain(past).copied().collect();
     kept.sort_unstable();
     kept.into_iter().map(|index| records[index].clone()).collect()
 }
@@ -311,8 +294,10 @@ enum Parsed {
         /// Length in bytes up to and with the last intact line.
         len: usize,
         records: Vec<Record>,
-        /// Lines that were damaged or of a kind we do not know.
-        skipped: usize,
+        /// Lines whose sum is wrong.
+        damaged: usize,
+        /// Lines that are whole and say what we do not know.
+        unknown: usize,
     },
 }
 
@@ -329,19 +314,20 @@ fn parse(bytes: &[u8], boot_id: &str) -> Parsed {
         return Parsed::Format(header.format);
     }
     let (mut end, mut len) = (first.len(), first.len());
-    let (mut records, mut skipped) = (Vec::new(), 0);
+    let (mut records, mut damaged, mut unknown) = (Vec::new(), 0, 0);
     for line in lines {
         end += line.len();
-        let json = checked(line);
-        if json.is_some() {
-            len = end;
-        }
-        match json.and_then(|json| serde_json::from_slice(json).ok()) {
-            Some(record) => records.push(record),
-            None => skipped += 1,
+        let Some(json) = checked(line) else {
+            damaged += 1;
+            continue;
+        };
+        len = end;
+        match serde_json::from_slice(json) {
+            Ok(record) => records.push(record),
+            Err(_) => unknown += 1,
         }
     }
-    Parsed::Intact { len, records, skipped }
+    Parsed::Intact { len, records, damaged, unknown }
 }
 
 /// A line with its length and sum. JSON text has no line break of its own.

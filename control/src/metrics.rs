@@ -8,8 +8,8 @@ use std::fmt::{Display, Write as _};
 use std::time::Duration;
 
 use crate::report::{
-    Direction, DirectionRow, FallbackAction, PodRow, PodState, PortKind, PortRow, Report, Status,
-    WorkerRow,
+    Direction, DirectionRow, FallbackAction, FallbackCounts, PodRow, PodState, PortKind, PortRow,
+    Report, Status, WorkerRow,
 };
 
 mod http;
@@ -110,6 +110,7 @@ pub fn render(report: &Report) -> String {
     page.pod_states(&report.pods);
     page.pod_traffic(&report.pods);
     page.node_traffic(&report.ports);
+    page.fallback(&report.status.fallback_packets);
     page.operations(&report.operations);
     page.text
 }
@@ -243,6 +244,13 @@ impl Exposition {
                 self.sample(name, &[("worker", &worker.id.to_string()), ("event", event)], count);
             }
         }
+        let name = "viaduct_worker_drops_total";
+        let help = "Dropped packets of the worker that no port counts: theirs had gone.";
+        self.family(name, "counter", help);
+        for worker in workers {
+            let labels = [("worker", &*worker.id.to_string()), ("reason", "port_down")];
+            self.sample(name, &labels, worker.packets.port_down);
+        }
         let name = "viaduct_conserved";
         self.family(
             name,
@@ -305,6 +313,16 @@ impl Exposition {
                     self.sample(&name, &labels, count);
                 }
             }
+        }
+    }
+
+    fn fallback(&mut self, counts: &FallbackCounts) {
+        let name = "viaduct_fallback_packets_total";
+        let help = "Packets that no worker took, by what the XDP program did: passed and \
+                    unknown_port went to the kernel, all others were dropped.";
+        self.family(name, "counter", help);
+        for (outcome, count) in counts.outcomes() {
+            self.sample(name, &[("outcome", outcome)], count);
         }
     }
 

@@ -19,6 +19,7 @@ pub use names::{
     cookie, host_ifname, link_local, mac_for,
 };
 
+use crate::endpoint::Offloads;
 use crate::netlink::{
     Address, AddressScope, Ipv4Setting, Link, LinkSettings, Neighbor, Netlink, NetlinkError,
     Request, Route, RouteKind, RouteScope, Rule, Veth, VethEnd,
@@ -26,6 +27,7 @@ use crate::netlink::{
 use crate::sysctl::{self, SysctlError, SysctlLog};
 use address::TABLE_MAIN;
 use ipnet::IpNet;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// Metric of the `unreachable` routes: worse than any route somebody sets by hand.
@@ -36,12 +38,38 @@ const UNREACHABLE_METRIC: u32 = 1 << 30;
 pub struct NodeConfig {
     /// Prefixes of this node's pods.
     pub pod_cidrs: Vec<IpNet>,
+    /// Addresses of pods that none of these prefixes covers.
+    pub outside: BTreeSet<IpAddr>,
     /// Largest IP packet between node and pods, in bytes, 1280 to 65535.
     pub route_mtu: u32,
-    /// Device MTU of the node port in bytes; `route_mtu` in basic mode.
+    /// Device MTU of the node port in bytes: 65535 in full mode, else at least `route_mtu`.
     pub device_mtu: u32,
     /// Queues of the workers' end, at least 1.
     pub workers: u32,
+}
+
+impl NodeConfig {
+    /// Where all pods of this node are.
+    fn destinations(&self) -> impl Iterator<Item = IpNet> {
+        let outside = self.outside.iter().copied().map(IpNet::from);
+        self.pod_cidrs.iter().map(IpNet::trunc).chain(outside)
+    }
+
+    /// Whether pods have addresses of this family.
+    fn has_family(&self, ipv6: bool) -> bool {
+        self.destinations().any(|dst| dst.addr().is_ipv6() == ipv6)
+    }
+}
+
+/// What [`NodePort::reach`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reached {
+    /// Nothing: these were the addresses.
+    Same,
+    /// Routes came or went.
+    Changed,
+    /// Nothing: pods have a family that the node does not forward yet. [`NodePort::ensure`] does.
+    NewFamily,
 }
 
 /// Why the node port could not be made or removed.
@@ -98,7 +126,7 @@ impl NodePort {
         }
         let mut netlink = Netlink::open()?;
         forwarding::forward_ipv4(log)?;
-        if config.pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv6()) {
+        if config.has_family(true) {
             forwarding::forward_ipv6(log)?;
         }
         let (node, worker) = ensure_pair(&mut netlink, config)?;
@@ -116,6 +144,62 @@ impl NodePort {
         }
         port.delete_stale(&mut netlink)?;
         Ok(port)
+    }
+
+    /// Deletes a node port of the other port mode, whose features and marker would be wrong. For
+    /// the start of a daemon: node-to-pod traffic is cut until [`NodePort::ensure`].
+    pub fn give_way(config: &NodeConfig) -> Result<(), NodeError> {
+        let mut netlink = Netlink::open()?;
+        let full = |mtu| mtu == Offloads::Full.device_mtu(config.route_mtu);
+        match netlink.link(NODE_IFNAME)? {
+            Some(node) if full(node.mtu) != full(config.device_mtu) => delete_pair(&mut netlink),
+            _ => Ok(()),
+        }
+    }
+
+    /// Leads the node to these addresses of pods outside of `pod_cidrs`, and no longer to those
+    /// it knew before.
+    pub fn reach(
+        &mut self,
+        netlink: &mut Netlink,
+        outside: &BTreeSet<IpAddr>,
+    ) -> Result<Reached, NodeError> {
+        if *outside == self.config.outside {
+            return Ok(Reached::Same);
+        }
+        let new = NodeConfig { outside: outside.clone(), ..self.config.clone() };
+        if [false, true].iter().any(|v6| new.has_family(*v6) && !self.config.has_family(*v6)) {
+            return Ok(Reached::NewFamily);
+        }
+        let old = std::mem::replace(&mut self.config, new).outside;
+        let came = outside.difference(&old).copied().map(IpNet::from);
+        let went = old.difference(outside).copied().map(IpNet::from);
+        let mut requests = Vec::new();
+        for dst in came {
+            requests.push(put_table_end(&table_end(dst)));
+            requests.push(put_by_node_port(&self.pod_route(dst)));
+        }
+        for dst in went {
+            for route in [self.pod_route(dst), table_end(dst)] {
+                requests.push(Request::delete_route(&route).if_present());
+            }
+        }
+        netlink.execute(requests)?;
+        Ok(Reached::Changed)
+    }
+
+    /// Whether the interface with this index is one of its ends.
+    pub fn is_end(&self, index: u32) -> bool {
+        index == self.node_index || index == self.worker_index
+    }
+
+    /// Whether this route is one that [`NodePort::ensure`] puts.
+    pub fn wants(&self, route: &Route) -> bool {
+        let ours = match route.table {
+            TABLE_MAIN => route.next_hops.iter().any(|hop| hop.index == self.node_index),
+            table => table == ROUTE_TABLE && route.kind == RouteKind::Unreachable,
+        };
+        ours && self.config.destinations().any(|dst| dst == route.dst)
     }
 
     /// Looks the node's addresses up again, and makes new connections to pods use them. Returns
@@ -187,42 +271,30 @@ impl NodePort {
         }
         // The end of the table before its rule: at no moment may a packet find the rule and fall
         // through to the main table, which would send it into viaduct0 again.
-        requests.extend(self.table_ends().iter().map(put_table_end));
+        requests.extend(self.config.destinations().map(|dst| put_table_end(&table_end(dst))));
         requests.extend(self.rules().iter().map(|rule| Request::add_rule(rule).if_absent()));
         requests.extend(self.pod_routes().iter().map(put_by_node_port));
         Ok(netlink.execute(requests)?)
     }
 
-    /// `POD_CIDR via GATEWAY dev viaduct0 onlink src NODE mtu MTU`, in the main table.
+    /// The ways to all pods, in the main table.
     fn pod_routes(&self) -> Vec<Route> {
-        let route = |dst: &IpNet| {
-            let gateway: IpAddr =
-                if dst.addr().is_ipv4() { NODE_GATEWAY_V4.into() } else { GATEWAY_V6.into() };
-            let mut route = Route::via(dst.trunc(), gateway, self.node_index, ROUTE_PROTOCOL);
-            // No address of viaduct0 says that this router is on its link. IPv6 needs no such
-            // word for a link-local router.
-            route.next_hops.iter_mut().for_each(|hop| hop.onlink = gateway.is_ipv4());
-            Route { src: self.addresses.for_dst(dst), mtu: Some(self.config.route_mtu), ..route }
-        };
-        self.config.pod_cidrs.iter().map(route).collect()
+        self.config.destinations().map(|dst| self.pod_route(dst)).collect()
     }
 
-    /// `unreachable POD_CIDR`, in our table.
-    fn table_ends(&self) -> Vec<Route> {
-        let end = |dst: &IpNet| Route {
-            table: ROUTE_TABLE,
-            kind: RouteKind::Unreachable,
-            scope: RouteScope::Universe,
-            metric: UNREACHABLE_METRIC,
-            next_hops: Vec::new(),
-            ..Route::direct(dst.trunc(), 0, ROUTE_PROTOCOL)
-        };
-        self.config.pod_cidrs.iter().map(end).collect()
+    /// `POD_CIDR via GATEWAY dev viaduct0 onlink src NODE mtu MTU`, in the main table.
+    fn pod_route(&self, dst: IpNet) -> Route {
+        let gateway: IpAddr =
+            if dst.addr().is_ipv4() { NODE_GATEWAY_V4.into() } else { GATEWAY_V6.into() };
+        let mut route = Route::via(dst, gateway, self.node_index, ROUTE_PROTOCOL);
+        // No address of viaduct0 says that this router is on its link. IPv6 needs no such word
+        // for a link-local router.
+        route.next_hops.iter_mut().for_each(|hop| hop.onlink = gateway.is_ipv4());
+        Route { src: self.addresses.for_dst(&dst), mtu: Some(self.config.route_mtu), ..route }
     }
 
     /// `iif viaduct1 lookup TABLE`, for each family that has pods.
     fn rules(&self) -> Vec<Rule> {
-        let has = |ipv6| self.config.pod_cidrs.iter().any(|cidr| cidr.addr().is_ipv6() == ipv6);
         let rule = |ipv6| Rule {
             ipv6,
             priority: RULE_PRIORITY,
@@ -230,12 +302,12 @@ impl NodePort {
             table: ROUTE_TABLE,
             protocol: ROUTE_PROTOCOL,
         };
-        [false, true].into_iter().filter(|ipv6| has(*ipv6)).map(rule).collect()
+        [false, true].into_iter().filter(|ipv6| self.config.has_family(*ipv6)).map(rule).collect()
     }
 
     /// Deletes what an earlier configuration left.
     fn delete_stale(&self, netlink: &mut Netlink) -> Result<(), NodeError> {
-        let ours: Vec<IpNet> = self.config.pod_cidrs.iter().map(IpNet::trunc).collect();
+        let ours: BTreeSet<IpNet> = self.config.destinations().collect();
         let mut stale: Vec<Route> = routes_of_ours(netlink)?;
         stale.retain(|route| !ours.contains(&route.dst));
         let mut requests: Vec<Request> =
@@ -272,6 +344,18 @@ const WORKER_IPV4: [(Ipv4Setting, u32); 7] = [
     (Ipv4Setting::SendRedirects, 0),
     (Ipv4Setting::AcceptRedirects, 0),
 ];
+
+/// `unreachable POD_CIDR`, in our table.
+fn table_end(dst: IpNet) -> Route {
+    Route {
+        table: ROUTE_TABLE,
+        kind: RouteKind::Unreachable,
+        scope: RouteScope::Universe,
+        metric: UNREACHABLE_METRIC,
+        next_hops: Vec::new(),
+        ..Route::direct(dst, 0, ROUTE_PROTOCOL)
+    }
+}
 
 fn put_by_node_port(route: &Route) -> Request {
     Request::put_route(route, NODE_IFNAME)

@@ -24,10 +24,12 @@ use tracing::warn;
 pub use crate::connections::ConnectionId;
 use crate::connections::{ACCEPT_RETRY, Accepted, Connections, accept_waiting};
 
+mod page;
 mod socket;
 #[cfg(test)]
 mod tests;
 
+pub use page::{PAGE_BYTES_MAX, page};
 pub use socket::SocketError;
 use socket::SocketFile;
 
@@ -149,7 +151,8 @@ impl ControlServer {
     }
 
     /// Answers a request. Returns false when the peer has gone: nobody hears the reply. A reply
-    /// that is too long for a frame is answered by an error that says so.
+    /// that is too long for a frame is answered by an error that says so; listings are cut into
+    /// [`page`]s that fit.
     pub fn reply(&mut self, id: ConnectionId, reply: &Reply, now: Instant) -> bool {
         let Some(connection) = self.connections.get(id) else {
             return false;
@@ -302,7 +305,7 @@ impl Connection {
             let request = match decoder.decode::<Value>() {
                 Ok(Some(value)) => understand(value),
                 Ok(None) => continue,
-                Err(error) => Err(refusal(code::DECODE, error.to_string())),
+                Err(error) => Err(incomprehensible(&error)),
             };
             return match request {
                 Err(error) => Step::Refuse(error),
@@ -382,12 +385,17 @@ fn understand(frame: Value) -> Result<Request, CallError> {
         );
         return Err(refusal(CODE_PROTOCOL_VERSION, msg));
     }
-    serde_json::from_value(frame)
-        .map_err(|error| refusal(code::DECODE, FrameError::Malformed(error).to_string()))
+    serde_json::from_value(frame).map_err(|error| incomprehensible(&FrameError::Malformed(error)))
+}
+
+fn incomprehensible(error: &FrameError) -> CallError {
+    let mend = "ask with viaduct or viaduct-cni of a neighbouring release";
+    refusal(code::DECODE, format!("{error}; {mend}"))
 }
 
 fn unanswerable(error: &FrameError) -> CallError {
-    refusal(code::GENERIC, format!("the reply cannot be sent: {error}"))
+    let msg = format!("the answer cannot be sent: {error}; report this, it is a fault of viaductd");
+    refusal(code::GENERIC, msg)
 }
 
 fn refusal(code: u32, msg: String) -> CallError {

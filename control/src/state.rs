@@ -7,9 +7,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Bound;
 
 use cni_bridge::protocol::{Attachment, GcRequest, PodAddress};
 use serde::{Deserialize, Serialize};
+
+use crate::endpoint::Offloads;
 
 #[cfg(test)]
 mod tests;
@@ -55,6 +58,8 @@ pub struct NewPod {
     pub addresses: Vec<PodAddress>,
     /// Largest IP packet in bytes that the pod's routes allow.
     pub route_mtu: u32,
+    /// What the pod's kernel leaves to us.
+    pub offloads: Offloads,
     /// Kubernetes namespace, or empty.
     pub pod_namespace: String,
     /// Kubernetes pod name, or empty.
@@ -86,6 +91,10 @@ pub struct PodRecord {
     pub addresses: Vec<PodAddress>,
     /// Largest IP packet in bytes that the pod's routes allow.
     pub route_mtu: u32,
+    /// What the pod's kernel leaves to us: chosen at ADD, for as long as the attachment lives. A
+    /// record that does not say is read as `basic`, which is right for every pod, if slower.
+    #[serde(default)]
+    pub offloads: Offloads,
     /// Index of the worker that everything about this pod happens on.
     pub worker: u16,
     /// Index of its port among all ports of the node, below [`Limits::slots`].
@@ -115,6 +124,7 @@ impl NewPod {
             host_mac,
             addresses,
             route_mtu,
+            offloads,
             pod_namespace,
             pod_name,
             fallback,
@@ -130,6 +140,7 @@ impl NewPod {
             host_mac,
             addresses,
             route_mtu,
+            offloads,
             worker,
             slot,
             pod_namespace,
@@ -344,6 +355,20 @@ impl State {
     /// Every pod, in the order of their attachments.
     pub fn pods(&self) -> impl ExactSizeIterator<Item = &PodRecord> {
         self.pods.values()
+    }
+
+    /// The pods behind this attachment in that order; all of them without one.
+    pub fn pods_after<'state>(
+        &'state self,
+        after: Option<&Attachment>,
+    ) -> impl Iterator<Item = &'state PodRecord> + use<'state> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.pods.range((from, Bound::Unbounded)).map(|(_, pod)| pod)
+    }
+
+    /// The pods whose ports have this slot or a higher one, in the order of their slots.
+    pub fn pods_from_slot(&self, slot: u32) -> impl Iterator<Item = &PodRecord> {
+        self.by_slot.range(slot..).filter_map(|(_, attachment)| self.pods.get(attachment))
     }
 
     /// The pod of this attachment.

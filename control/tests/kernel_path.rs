@@ -33,6 +33,7 @@ fn config() -> NodeConfig {
             "10.244.1.0/24".parse().expect("prefix"),
             "fd00:10:244:1::/64".parse().expect("prefix"),
         ],
+        outside: Default::default(),
         route_mtu: ROUTE_MTU,
         device_mtu: DEVICE_MTU,
         workers: 2,

@@ -101,8 +101,11 @@ pub struct WorkerCounters {
     pub generated: Counter,
     /// Packets given to tx rings.
     pub sent: Counter,
-    /// Packets not forwarded.
+    /// Packets not forwarded: each for a reason of a port, or counted in `port_down`.
     pub dropped: Counter,
+    /// Those of them whose port went while they were under way: drop reason `port_down`, which no
+    /// port is left to count.
+    pub port_down: Counter,
     /// Packets handed to another worker, and taken from one.
     pub crossed_out: Counter,
     /// Packets taken from another worker.

@@ -83,8 +83,6 @@ pub enum DropReason {
     // Route.
     /// An address of the pod network that no pod has.
     NoPod,
-    /// No route to the destination.
-    NoRoute,
     /// From the node, but not to a pod of this node.
     NotOurs,
     /// TTL or hop limit reached zero.
@@ -93,7 +91,7 @@ pub enum DropReason {
     MtuExceeded,
     /// A tunnelled super-packet can only go to a pod of this node.
     EncapsulatedSuperPacket,
-    /// The destination's port is gone.
+    /// The port it came from or goes to is gone.
     PortDown,
     // Memory and rings.
     /// The worker has no free frame.
@@ -157,7 +155,6 @@ pub const TABLE: [(DropReason, &str, &str); DropReason::COUNT] = {
         (LinkLocal, "link_local", "link-local addresses are not forwarded"),
         (IcmpRedirect, "icmp_redirect", "ICMP redirects are not forwarded"),
         (NoPod, "no_pod", "an address of the pod network that no pod has"),
-        (NoRoute, "no_route", "no route to the destination"),
         (NotOurs, "not_ours", "from the node, but not to a pod of this node"),
         (TtlExpired, "ttl_expired", "TTL or hop limit reached zero"),
         (MtuExceeded, "mtu_exceeded", "larger than the route MTU and may not be fragmented"),
@@ -166,7 +163,7 @@ pub const TABLE: [(DropReason, &str, &str); DropReason::COUNT] = {
             "encapsulated_super_packet",
             "a tunnelled super-packet can only go to a pod of this node",
         ),
-        (PortDown, "port_down", "the destination's port is gone"),
+        (PortDown, "port_down", "the port it came from or goes to is gone"),
         (NoFrames, "no_frames", "the worker has no free frame"),
         (CrossingFull, "crossing_full", "the ring to the destination's worker is full"),
         (TxRingFull, "tx_ring_full", "the destination takes packets more slowly than they come"),

@@ -31,6 +31,9 @@ pub struct PortSpec {
     pub gateway_mac: Mac,
     /// Route MTU in bytes of an IP packet: what the far end was told to send at most.
     pub mtu: usize,
+    /// Longest IP packet in bytes that the far end's interface takes. A pod whose interface takes
+    /// no more than its route MTU gets no super-packets.
+    pub device_mtu: usize,
     /// Addresses of the pod; empty for the node.
     pub addresses: Vec<IpAddr>,
     /// Whether the port takes checksums by TX metadata.
@@ -109,7 +112,7 @@ pub enum Route<'a> {
     Node(&'a PortSpec),
     /// An address of the pod network that no pod has.
     NoPod,
-    /// There is no node port.
+    /// To the node, whose port is gone.
     Nowhere,
 }
 

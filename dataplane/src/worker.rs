@@ -301,8 +301,7 @@ impl<P: PacketIo> Worker<P> {
     /// policy and the ingress shaper join here, before the packet is queued.)
     fn deliver(&mut self, tables: &Tables, mut packet: Packet, routed: Routed) {
         let Some(index) = self.slots[usize::from(routed.egress.0)].map(usize::from) else {
-            // The port went while the packet was under way: nobody is left to count it for.
-            self.counters.dropped.add(1);
+            self.count_stray();
             return self.pool.release(packet);
         };
         let tx_checksum = tables.port(routed.egress).is_none_or(|port| port.tx_checksum);
@@ -341,15 +340,26 @@ impl<P: PacketIo> Worker<P> {
                 }
                 Some(Received::NoFrames(routed)) => {
                     self.counters.crossed_in.add(1);
-                    self.counters.dropped.add(1);
-                    if let Some(index) = self.slots[usize::from(routed.egress.0)] {
-                        self.ports[usize::from(index)].counters.to_pod.drop(DropReason::NoFrames);
-                    }
+                    self.count_without_frames(routed.egress);
                 }
             }
             taken += 1;
         }
         taken
+    }
+
+    /// Counts a packet that crossed, and was not copied for want of frames.
+    fn count_without_frames(&self, egress: PortId) {
+        let Some(index) = self.slots[usize::from(egress.0)] else { return self.count_stray() };
+        self.ports[usize::from(index)].counters.to_pod.drop(DropReason::NoFrames);
+        self.counters.dropped.add(1);
+    }
+
+    /// Counts a packet whose port went while it was under way: by the worker itself, because its
+    /// sender's counters may be another worker's.
+    fn count_stray(&self) {
+        self.counters.port_down.add(1);
+        self.counters.dropped.add(1);
     }
 
     /// Wakes the kernel for ports that have something to send, and the workers that were sent
@@ -392,8 +402,9 @@ impl<P: PacketIo> Worker<P> {
         // The sender was told its own route MTU; what it left uncut is cut to that.
         let mtu = ingress.mtu.min(egress.mtu);
         let wire = offload.on_wire(self.pool.head(packet), headers, mtu)?;
-        let too_big = egress.kind == PortKind::Pod && wire.largest - ETHERNET_BYTES > egress.mtu;
-        if too_big && headers.dont_fragment {
+        let ip_len = wire.largest - ETHERNET_BYTES;
+        let too_big = egress.kind == PortKind::Pod && ip_len > egress.mtu;
+        if too_big && (headers.dont_fragment || ip_len > egress.device_mtu) {
             let error = ErrorKind::TooBig { mtu: egress.mtu as u32 };
             return Err(Refusal { reason: DropReason::MtuExceeded, error: Some(error) });
         }
@@ -434,9 +445,7 @@ fn route<'a>(
             Err(Refusal { reason: DropReason::NoPod, error: Some(ErrorKind::HostUnreachable) })
         }
         (Route::Node(_), PortKind::Node) => Err(DropReason::NotOurs.into()),
-        (Route::Nowhere, _) => {
-            Err(Refusal { reason: DropReason::NoRoute, error: Some(ErrorKind::NetUnreachable) })
-        }
+        (Route::Nowhere, _) => Err(DropReason::PortDown.into()),
     }
 }
 

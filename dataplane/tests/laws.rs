@@ -1,7 +1,8 @@
 //! The conservation laws under any sequence of events: packets good and bad, ports that come and
 //! go, tables that lag behind, rings that fill, kernels that lie, one worker or two.
 //!
-//! [`Node`] asserts both laws after every pass, and at the end that every frame is free again.
+//! [`Node`] asserts both laws after every pass, and that the reasons of all ports, those that are
+//! gone included, add up to the packets dropped; and at the end that every frame is free again.
 
 mod harness;
 
@@ -154,7 +155,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
-    fn both_laws_hold_whatever_happens(
+    fn both_laws_hold_and_every_drop_has_a_reason_whatever_happens(
         setup in setup(),
         events in prop::collection::vec(event(), 1..150),
     ) {

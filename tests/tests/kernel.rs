@@ -294,6 +294,21 @@ fn no_setting_of_the_node_changes_but_those_for_forwarding() {
     assert!(after.len() > 100, "settings were read");
 }
 
+/// Packets that the XDP program refused for this reason while no worker was there, as
+/// `viaduct drops` has them. `viaduct status` must have the same.
+fn refused_without_worker(node: &Node, outcome: &str) -> Result<u64> {
+    let (drops, status) = (node.list("drops")?, node.list("status")?);
+    let drops = drops.as_array().context("drops are an array")?;
+    let reason = format!("fallback_{outcome}");
+    let row = drops.iter().find(|row| row["reason"] == reason.as_str());
+    let count = row.map_or(Some(0), |row| row["count"].as_u64()).context("a count")?;
+    let sentence = row.is_none_or(|row| row["sentence"].as_str().is_some_and(|s| !s.is_empty()));
+    ensure!(sentence && row.is_none_or(|row| row["port"].is_null()), "{row:?}");
+    let same = &status["fallback_packets"][outcome];
+    ensure!(same.as_u64() == Some(count), "{outcome}: {count} in drops, {same} in status");
+    Ok(count)
+}
+
 #[test]
 #[ignore = "needs root"]
 fn forged_frames_get_nowhere_while_the_daemon_lives_dies_and_returns() {
@@ -310,6 +325,8 @@ fn forged_frames_get_nowhere_while_the_daemon_lives_dies_and_returns() {
             (0..times).flat_map(|_| &frames).try_for_each(|frame| forger.send(frame))
         };
         send(20)?;
+        let early = refused_without_worker(node, "source_mac")?;
+        ensure!(early == 0, "{early} frames got to the fallback before there was one");
         node.signal_daemon(Signal::KILL)?;
         send(100)?; // in the middle of its death
         node.reap_daemon()?;
@@ -326,6 +343,14 @@ fn forged_frames_get_nowhere_while_the_daemon_lives_dies_and_returns() {
         honest_frames(node, &pod, &victim)?.iter().try_for_each(|frame| forger.send(frame))?;
         for to in [victim.v4.into(), victim.v6.into(), OUTSIDE_V4.into(), OUTSIDE_V6.into()] {
             reaches(&pod.namespace, to).context("what was sent before is there by then")?;
+        }
+        // Each of the forgeries came 20 times while the daemon was dead for certain: 7 with the MAC
+        // of another, 9 and 10 with an address of another, 2 claims by ARP, and a router
+        // advertisement that is too short for the neighbour discovery that pods may send.
+        let counted = [("source_mac", 7), ("source_ipv4", 9), ("source_ipv6", 10), ("arp", 2)];
+        for (outcome, frames) in counted.into_iter().chain([("too_short", 1)]) {
+            let refused = refused_without_worker(node, outcome)?;
+            ensure!(refused >= 20 * frames, "{outcome}: {refused} refused");
         }
         for (who, seen) in watch.stop()? {
             // The node sees what is for itself, and what it forwards to the outside.

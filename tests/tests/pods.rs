@@ -1,17 +1,20 @@
 //! Pods of one node talk with each other: every family, size and MTU, and what happens to packets
 //! that cannot arrive. On every node: port modes `auto` and `basic`, one worker and two.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, UdpSocket};
 
 use anyhow::{Context, Result, ensure};
-use e2e::daemon::{Node, PortMode, Setup, on_each, workers};
+use e2e::daemon::{Node, PortMode, Setup, binary, on_each, workers};
 use e2e::netns::Namespace;
-use e2e::pod::Pod;
+use e2e::plugin::Invocation;
+use e2e::pod::{IFNAME, Pod};
 use e2e::traffic::{echo_datagrams, ping, reaches, transfer, udp_socket};
 use rustix::net::sockopt::{
     Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
 };
+use serde_json::Value;
 
 /// Largest UDP payload: 65535 less IPv4 and UDP headers (RFC 768, RFC 791).
 const DATAGRAM_MAX: usize = 65_507;
@@ -261,6 +264,59 @@ fn a_closed_port_is_refused_by_the_pod_itself() {
             let kind = refused.err().map(|error| error.kind());
             ensure!(kind == Some(ErrorKind::ConnectionRefused), "{address}: {kind:?}");
         }
+        Ok(())
+    });
+}
+
+/// Length in bytes of a page of a listing (`control/src/server/page.rs`, `PAGE_BYTES_MAX`).
+const PAGE_BYTES: usize = 1 << 18;
+
+/// ADD of a pod whose runtime tells this name of it.
+fn add_named(node: &Node, container_id: &str, name: &str) -> Result<Namespace> {
+    let namespace = Namespace::create("e2e-pod")?;
+    let call = Invocation {
+        command: Some("ADD".to_owned()),
+        container_id: Some(container_id.to_owned()),
+        netns: Some(namespace.path().to_string_lossy().into_owned()),
+        ifname: Some(IFNAME.to_owned()),
+        args: Some(format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name}")),
+        path: Some("/nonexistent".to_owned()),
+        stdin: node.conf(None).to_string().into_bytes(),
+        ..Invocation::default()
+    };
+    let outcome = call.run(&binary("viaduct-cni"), Some(node.namespace()))?;
+    ensure!(outcome.code == Some(0), "ADD {container_id}: {outcome:?}");
+    Ok(namespace)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_listing_of_several_pages_has_every_row_once_and_is_in_order() {
+    on_each(Setup::modes().into_iter().take(1).collect(), |node| {
+        // Names as long as an environment variable may be fill pages with few pods.
+        let name = "n".repeat(100_000);
+        let ids: Vec<String> = (0..7).map(|number| format!("pod-{number}")).collect();
+        let _pods =
+            ids.iter().map(|id| add_named(node, id, &name)).collect::<Result<Vec<Namespace>>>()?;
+        let text = node.viaduct(&["pods", "--json"])?;
+        ensure!(text.len() > 2 * PAGE_BYTES, "more than two pages: {} bytes", text.len());
+        let rows: Vec<Value> = serde_json::from_str(&text)?;
+        let listed: Vec<_> = rows.iter().filter_map(|row| row["container_id"].as_str()).collect();
+        ensure!(listed == ids, "pods: {listed:?}");
+        let table = node.viaduct(&["pods"])?;
+        ensure!(table.lines().count() == 1 + ids.len(), "a line each and the titles");
+        // Drops carry the names too: whatever the kernels have sent, no row is there twice.
+        let drops = node.list("drops")?;
+        let drops = drops.as_array().context("drops are an array")?;
+        let keys: BTreeSet<String> = drops
+            .iter()
+            .map(|row| format!("{} {} {}", row["port"], row["direction"], row["reason"]))
+            .collect();
+        ensure!(keys.len() == drops.len(), "of {} drops {} differ", drops.len(), keys.len());
+        let ports = node.list("ports")?;
+        let ports = ports.as_array().context("ports are an array")?;
+        let numbers: Vec<_> = ports.iter().filter_map(|row| row["port"].as_u64()).collect();
+        ensure!(numbers == Vec::from_iter(0..=ids.len() as u64), "ports: {numbers:?}");
         Ok(())
     });
 }

@@ -94,7 +94,7 @@ pub(super) fn transport_error(error: &ClientError) -> CniError {
         | ClientError::Deadline { .. }
         | ClientError::Broken { .. } => code::TRY_AGAIN,
         ClientError::Path { .. } => code::INVALID_CONFIG,
-        ClientError::Frame(_) => code::GENERIC,
+        ClientError::Request { .. } | ClientError::Reply { .. } => code::GENERIC,
     };
     CniError::new(code, error.to_string())
 }

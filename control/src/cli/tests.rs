@@ -2,14 +2,20 @@
 
 use clap::CommandFactory as _;
 use cni_bridge::frame::{Decoder, encode, receive};
-use cni_bridge::protocol::Request;
+use cni_bridge::protocol::{FRAME_BYTES_MAX, Request};
+use ipnet::IpNet;
+use mio::{Events, Poll, Token};
 use serde_json::json;
+use std::net::Ipv4Addr;
 use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 use tempfile::TempDir;
 
 use super::*;
-use crate::report::tests::{sample, sample_routes};
-use crate::report::{Report, drop_rows};
+use crate::report::tests::{sample, sample_drops, sample_routes};
+use crate::report::{Report, RouteRow};
+use crate::server::{ControlServer, Incoming, page};
 
 const TABLE: Format = Format { json: false };
 const JSON: Format = Format { json: true };
@@ -145,10 +151,10 @@ fn status_shows_a_broken_law() {
 
 #[test]
 fn tables_have_a_line_per_row_and_fit_a_wide_terminal() {
+    let drops = sample_drops(&sample());
     let Report { status, pods, ports, .. } = sample();
-    let drops = drop_rows(&pods, &ports);
     let tables = [
-        (views::status(&status), 14),
+        (views::status(&status), 15),
         (views::pods(&pods), pods.len() + 1),
         (views::ports(&ports), ports.len() + 1),
         (views::routes(&sample_routes()), sample_routes().len() + 1),
@@ -168,6 +174,85 @@ fn empty_listings_say_so() {
     }
 }
 
+/// A daemon that has only routes, behind the real control socket, until `stop`.
+fn serve_routes(path: &Path, routes: &[RouteRow], stop: &AtomicBool) {
+    let mut poll = Poll::new().expect("a poll");
+    let mut server = ControlServer::bind(path, poll.registry(), Token(0), 1..9).expect("a socket");
+    let mut events = Events::with_capacity(8);
+    while !stop.load(Ordering::Relaxed) {
+        poll.poll(&mut events, Some(Duration::from_millis(5))).expect("the poll works");
+        let mut incoming = Vec::new();
+        for event in &events {
+            server.on_event(event.token(), Instant::now(), &mut incoming);
+        }
+        for Incoming { connection, request, .. } in incoming {
+            let after = match &request.call {
+                Call::List(Listing::Routes) => None,
+                Call::ListAfter { listing: Listing::Routes, after } => Some(after.as_str()),
+                call => panic!("nobody asks for {call:?}"),
+            };
+            let reply = page(after, |after: Option<RouteRow>| {
+                let rest = routes.partition_point(|row| Some(row) <= after.as_ref());
+                routes[rest..].iter().map(|row| (row.clone(), row))
+            });
+            server.reply(connection, &reply, Instant::now());
+        }
+    }
+}
+
+#[test]
+fn a_listing_of_several_frames_is_one_array_and_one_table() {
+    let routes: Vec<RouteRow> = (0..30_000_u32)
+        .map(|number| RouteRow {
+            dst: IpNet::new(Ipv4Addr::from(0x0a00_0000 + number).into(), 32).expect("a prefix"),
+            port: Some(1),
+            dev: "vd0123456789ab".to_owned(),
+            source: "pod".to_owned(),
+            via: None,
+        })
+        .collect();
+    let whole = serde_json::to_string(&routes).expect("rows are JSON");
+    assert!(whole.len() > 2 * FRAME_BYTES_MAX, "several frames: {}", whole.len());
+    let directory = tempfile::tempdir().expect("a directory");
+    let (path, stop) = (directory.path().join("viaduct.sock"), AtomicBool::new(false));
+    let print = |format| {
+        let mut out = Vec::new();
+        let start = Instant::now();
+        // The socket comes into being with the thread.
+        while !path.exists() && start.elapsed() < DEADLINE {
+            std::thread::yield_now();
+        }
+        run(&path, Command::Routes(format), &mut out).map_err(|error| error.to_string())?;
+        Ok::<_, String>(String::from_utf8(out).expect("text"))
+    };
+    let printed = std::thread::scope(|scope| {
+        scope.spawn(|| serve_routes(&path, &routes, &stop));
+        let printed = [JSON, TABLE].map(print);
+        stop.store(true, Ordering::Relaxed);
+        printed
+    });
+    let [json, table] = printed.map(|text| text.expect("a listing"));
+    let read: Vec<RouteRow> = serde_json::from_str(&json).expect("one array");
+    assert!(read == routes);
+    assert_eq!(table.lines().count(), routes.len() + 1);
+}
+
+#[test]
+fn pages_without_rows_are_no_listing() {
+    let empty = Reply::Page { rows: Vec::new(), next: "0".to_owned() };
+    let (result, out, _) = run_against(empty, Command::Routes(JSON));
+    assert!(result.expect_err("it would never end").contains("something else"));
+    assert_eq!(out, "");
+}
+
+#[test]
+fn drops_are_shown_to_people_with_most_packets_first() {
+    let table = views::drops(&sample_drops(&sample()));
+    let counts: Vec<&str> =
+        table.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(counts, ["17", "9", "3", "2", "1"]);
+}
+
 #[test]
 #[ignore = "prints tables and help for eyes: run with --ignored --nocapture"]
 fn prints_everything() {
@@ -176,7 +261,7 @@ fn prints_everything() {
     println!("{}", views::pods(&pods));
     println!("{}", views::ports(&ports));
     println!("{}", views::routes(&sample_routes()));
-    println!("{}", views::drops(&drop_rows(&pods, &ports)));
+    println!("{}", views::drops(&sample_drops(&sample())));
     let mut command = Arguments::command();
     println!("{}", command.render_help());
     for name in ["status", "pods", "ports", "routes", "drops"] {

@@ -1,6 +1,7 @@
 //! The listings as people see them. A table shows what one looks for first, within some 100
 //! columns; what may be long stands last.
 
+use std::cmp::Reverse;
 use std::fmt::Display;
 
 use super::figures::{bytes, count, duration, percent};
@@ -23,6 +24,7 @@ pub(super) fn status(status: &Status) -> String {
         format!("  node       {}", list(&status.node_addresses)),
         format!("  pods       {}", pod_numbers(status)),
         format!("  tables     generation {generation}, {routes} routes"),
+        format!("  fallback   {}", fallback_numbers(status)),
     ];
     lines.extend(status.problems.iter().map(|problem| format!("  problem    {problem}")));
     let blocks = [lines.join("\n") + "\n", frames(&status.workers), packets(&status.workers)];
@@ -45,6 +47,12 @@ fn port_mode(status: &Status) -> String {
 fn pod_numbers(status: &Status) -> String {
     let Status { pods, fallback_pods, pod_cidrs, .. } = status;
     format!("{pods}, of them {fallback_pods} on fallback; addresses from {}", list(pod_cidrs))
+}
+
+fn fallback_numbers(status: &Status) -> String {
+    let counts = &status.fallback_packets;
+    let refused = counts.refused().map(|(_, count)| count).sum();
+    format!("packets passed to the kernel: {}, refused: {}", count(counts.passed()), count(refused))
 }
 
 fn frames(workers: &[WorkerRow]) -> String {
@@ -159,6 +167,7 @@ pub(super) fn ports(rows: &[PortRow]) -> String {
     let mut table = Table::new([
         (Right, "PORT"),
         (Left, "KIND"),
+        (Left, "MODE"),
         (Left, "DEVICE"),
         (Right, "WORKER"),
         (Right, "MTU"),
@@ -172,6 +181,7 @@ pub(super) fn ports(rows: &[PortRow]) -> String {
         table.row([
             row.port.to_string(),
             row.kind.name().to_owned(),
+            row.mode.name().to_owned(),
             row.device.clone(),
             row.worker.to_string(),
             row.mtu.to_string(),
@@ -209,7 +219,7 @@ pub(super) fn routes(rows: &[RouteRow]) -> String {
     table.to_string()
 }
 
-/// Drops, each with its sentence.
+/// Drops, each with its sentence, most packets first.
 pub(super) fn drops(rows: &[DropRow]) -> String {
     if rows.is_empty() {
         return "no packet was dropped\n".to_owned();
@@ -221,6 +231,8 @@ pub(super) fn drops(rows: &[DropRow]) -> String {
         (Left, "REASON"),
         (Left, "MEANING"),
     ]);
+    let mut rows: Vec<&DropRow> = rows.iter().collect();
+    rows.sort_by_key(|row| Reverse(row.count));
     for row in rows {
         table.row([
             count(row.count),

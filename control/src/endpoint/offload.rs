@@ -1,11 +1,20 @@
 //! Which work a pod's kernel may leave to its "hardware", which is us.
 
-/// What the host end can carry, probed at start (design §4, capabilities).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+use serde::{Deserialize, Serialize};
+
+/// Device MTU with multi-buffer frames: the longest IP packet, so that a super-packet is one
+/// packet.
+const DEVICE_MTU_FULL: u32 = 65_535;
+
+/// What the host end can carry, chosen at ADD (design §4, capabilities). The journal keeps the
+/// names of the variants.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Offloads {
     /// Multi-buffer packets and checksum metadata work: the pod keeps TSO and checksum offload.
     Full,
     /// They do not: every packet the pod sends is complete and fits the route MTU.
+    #[default]
     Basic,
 }
 
@@ -44,6 +53,14 @@ const NOT_BASIC: [&str; 10] = [
 ];
 
 impl Offloads {
+    /// Device MTU of an interface in bytes, for its route MTU.
+    pub fn device_mtu(self, route_mtu: u32) -> u32 {
+        match self {
+            Offloads::Full => DEVICE_MTU_FULL,
+            Offloads::Basic => route_mtu,
+        }
+    }
+
     /// The features of the pod's interface to be turned off, by their ethtool names.
     pub fn features(self) -> Vec<(&'static str, bool)> {
         let basic: &[&str] = match self {

@@ -26,26 +26,45 @@ pub(super) fn configure(spec: &EndpointSpec<'_>, index: u32) -> Result<(), Endpo
     if ipv6 && spec.v6().next().is_some() {
         // Some runtimes turn IPv6 off in new namespaces.
         sysctl::write(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
+        sysctl::write(&format!("ipv6/conf/{name}/ndisc_notify"), "1")?;
     }
-    // The kernel announces the IPv4 addresses (gratuitous ARP) when the interface comes up.
     let announce = [(Ipv4Setting::ArpNotify, 1)];
     let settings =
         LinkSettings { ipv4: &announce, ..LinkSettings::without_made_up_addresses(ipv6) };
     let mut requests = vec![Request::configure_link(name, &settings)];
-    let address = |address: IpAddr| {
-        let own = IpNet::from(address);
-        let (prefix_len, scope) = (own.prefix_len(), AddressScope::Universe);
-        Address { index, address, prefix_len, scope, preferred: true }
-    };
-    requests.extend(spec.v4().map(|ip| Request::put_address(&address(ip.into()), name)));
+    // When the interface comes up, the kernel announces the addresses that it has by then: a
+    // gratuitous ARP for each of IPv4, an unsolicited advertisement for each of IPv6
+    // (net/ipv4/devinet.c, `inetdev_event`; net/ipv6/ndisc.c, `ndisc_netdev_event`). There is no
+    // XDP program on the host end yet, so no worker sees them.
+    requests.extend(own_addresses(spec, index).iter().map(|own| Request::put_address(own, name)));
     requests.push(Request::bring_up(name));
-    for ip in spec.v6().map(IpAddr::from) {
-        requests.push(Request::put_address(&address(ip), name));
-        requests.push(Request::put_route(&local_route(ip, index), name));
-    }
+    let local = |ip| Request::put_route(&local_route(IpAddr::V6(ip), index), name);
+    requests.extend(spec.v6().map(local));
     requests.extend(v4_requests(spec, index));
     requests.extend(v6_requests(spec, index));
     Ok(netlink.execute(requests)?)
+}
+
+/// The pod's addresses, each alone in its subnet, and the link-local one that IPv6 needs beside
+/// them. None waits for duplicate address detection.
+fn own_addresses(spec: &EndpointSpec<'_>, index: u32) -> Vec<Address> {
+    let own = |address: &IpAddr| Address {
+        index,
+        address: *address,
+        prefix_len: IpNet::from(*address).prefix_len(),
+        scope: AddressScope::Universe,
+        preferred: true,
+    };
+    let link_local = Address {
+        index,
+        address: link_local(spec.mac).into(),
+        prefix_len: 64,
+        scope: AddressScope::Link,
+        preferred: true,
+    };
+    let mut addresses: Vec<Address> = spec.addresses.iter().map(own).collect();
+    addresses.extend(spec.v6().next().map(|_| link_local));
+    addresses
 }
 
 /// Lets the pod take packets to an IPv6 address of its own at once.
@@ -85,17 +104,8 @@ fn v6_requests(spec: &EndpointSpec<'_>, index: u32) -> Vec<Request> {
         return Vec::new();
     };
     let (name, gateway) = (spec.ifname, IpAddr::from(GATEWAY_V6));
-    let link_local = Address {
-        index,
-        address: link_local(spec.mac).into(),
-        prefix_len: 64,
-        scope: AddressScope::Link,
-        preferred: true,
-    };
-    let mut requests = vec![
-        Request::put_address(&link_local, name),
-        Request::put_neighbor(&Neighbor::permanent(index, gateway, spec.host_mac), name),
-    ];
+    let mut requests =
+        vec![Request::put_neighbor(&Neighbor::permanent(index, gateway, spec.host_mac), name)];
     let everything = IpNet::V6(Ipv6Net::default());
     let extra = spec.routes.iter().copied().filter(|dst| dst.addr().is_ipv6());
     for dst in std::iter::once(everything).chain(extra) {

@@ -11,21 +11,37 @@ use crate::journal::Record as JournalRecord;
 use crate::node::{HOST_IFNAME_PREFIX, WORKER_IFNAME};
 use crate::state::{Change, Effect, PodRecord};
 
-impl Engine {
-    /// Serves the journal's pods again. The caller puts the sentinels in place afterwards: up to
-    /// then the kernel forwards, from then on the workers do.
-    pub(super) fn adopt(&mut self, records: Vec<JournalRecord>) -> anyhow::Result<()> {
-        let mut pods: BTreeMap<Attachment, PodRecord> = BTreeMap::new();
-        let mut freed = Vec::new();
+/// What the journal remembers.
+#[derive(Debug, Default)]
+pub(super) struct Remembered {
+    /// Pods that are attached, unless they went while no daemon ran.
+    pub(super) pods: BTreeMap<Attachment, PodRecord>,
+    /// Pods that were detached, in this order.
+    freed: Vec<PodRecord>,
+}
+
+impl Remembered {
+    /// Reads the journal's records, oldest first.
+    pub(super) fn from_records(records: Vec<JournalRecord>) -> Remembered {
+        let mut remembered = Remembered::default();
+        let Remembered { pods, freed } = &mut remembered;
         for record in records {
             match record {
                 JournalRecord::Attached(pod) => {
                     pods.insert(pod.attachment.clone(), *pod);
                 }
                 JournalRecord::Detached(attachment) => freed.extend(pods.remove(&attachment)),
-                JournalRecord::Sysctl(_) => {}
             }
         }
+        remembered
+    }
+}
+
+impl Engine {
+    /// Serves the journal's pods again. The caller puts the sentinels in place afterwards: up to
+    /// then the kernel forwards, from then on the workers do.
+    pub(super) fn adopt(&mut self, remembered: Remembered) -> anyhow::Result<()> {
+        let Remembered { pods, freed } = remembered;
         // Freed again in the same order, so that addresses rest as long as they should.
         for pod in freed {
             let now_ns = self.now_ns();

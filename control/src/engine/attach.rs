@@ -8,9 +8,8 @@ use dataplane::xsk::program::{Fallback, PortEntry, PortKind};
 use ipnet::IpNet;
 
 use super::compile::port_of;
-use super::{
-    EndpointError, EndpointSpec, Engine, ROUTE_MTU_BASIC_MAX, Record, call_error, pod_cookie,
-};
+use super::ports::ROUTE_MTU_BASIC_MAX;
+use super::{EndpointError, EndpointSpec, Engine, Record, call_error, pod_cookie};
 use crate::config::{MTU_MAX, MTU_MIN};
 use crate::endpoint::{self, Offloads, in_namespace};
 use crate::node::{HOST_MAC, host_ifname, mac_for};
@@ -134,7 +133,7 @@ impl Engine {
             host_mac: HOST_MAC,
             addresses: &addresses,
             route_mtu: plan.route_mtu,
-            device_mtu: self.ports.device_mtu(plan.route_mtu),
+            device_mtu: self.ports.offloads.device_mtu(plan.route_mtu),
             offloads: self.ports.offloads,
             routes: &plan.routes,
         };
@@ -175,6 +174,7 @@ impl Engine {
             host_mac: HOST_MAC,
             addresses: plan.addresses.clone(),
             route_mtu: plan.route_mtu,
+            offloads: self.ports.offloads,
             pod_namespace: request.pod_namespace.clone(),
             pod_name: request.pod_name.clone(),
             fallback: crate::state::Fallback::Pass,
@@ -185,6 +185,7 @@ impl Engine {
             .map_err(|error| call_error(error.cni_code(), &error))?;
         let Effect::Added(pod) = effect else { unreachable!("an Add that succeeds adds") };
         let result = self.serve(&pod).and_then(|()| {
+            self.reach_pods()?;
             let record = Record::Attached(Box::new(pod.clone()));
             self.journal.append(&record).map_err(anyhow::Error::from)
         });

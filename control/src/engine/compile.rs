@@ -33,6 +33,7 @@ fn node_port(engine: &Engine) -> PortSpec {
         mac: engine.node.node_mac,
         gateway_mac: engine.node.worker_mac,
         mtu: engine.config.node.mtu as usize,
+        device_mtu: engine.ports.node_device_mtu() as usize,
         addresses: Vec::new(),
         tx_checksum: engine.ports.features.tx_checksum,
     }
@@ -46,6 +47,7 @@ fn pod_port(engine: &Engine, pod: &PodRecord) -> PortSpec {
         mac: pod.mac,
         gateway_mac: pod.host_mac,
         mtu: pod.route_mtu as usize,
+        device_mtu: pod.offloads.device_mtu(pod.route_mtu) as usize,
         addresses: pod.addresses.iter().map(|address| address.address).collect(),
         tx_checksum: engine.ports.features.tx_checksum,
     }

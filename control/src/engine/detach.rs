@@ -34,6 +34,9 @@ impl Engine {
             Ok(Effect::Removed(_) | Effect::Unchanged) => {}
             other => unreachable!("a removal removes or finds nothing: {other:?}"),
         }
+        if let Err(error) = self.reach_pods() {
+            tracing::warn!("take the way to a pod away: {error:#}");
+        }
         let now_ns = self.now_ns();
         self.ipam.free(&pod.attachment, now_ns);
         self.unserved.remove(&pod.attachment);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cni_bridge::protocol::{Attachment, Listing};
+use cni_bridge::protocol::{Attachment, Listing, Reply};
 use dataplane::counters::PortCounters;
 use dataplane::port::PortId;
 
@@ -12,24 +12,39 @@ use super::{Engine, Offloads};
 use crate::metrics::OpTimes;
 use crate::node::WORKER_IFNAME;
 use crate::report::{
-    DirectionRow, FallbackAction, Features, FramesRow, PacketsRow, PodRow, PodState, PortKind,
-    PortMode, PortRow, Report, RouteRow, Status, WorkerRow, drop_rows,
+    DirectionRow, DropKey, DropRow, FallbackAction, FallbackCounts, Features, FramesRow,
+    PacketsRow, PodRow, PodState, PortKind, PortMode, PortRow, Report, RouteRow, Status, WorkerRow,
+    drop_rows, pod_name, port_down_row,
 };
+use crate::server::page;
 use crate::state::{Fallback, PodRecord};
 use crate::workers::{NODE_SLOT, WorkerHandle};
 
 impl Engine {
-    /// The answer to a listing, as the JSON of the external contract.
+    /// The answer to a listing, from the row behind `after` on, as the JSON of the external
+    /// contract. Every listing has an order that does not change while it is read by pages.
     #[must_use]
-    pub fn list(&self, listing: Listing) -> serde_json::Value {
-        let value = match listing {
-            Listing::Status => serde_json::to_value(self.status()),
-            Listing::Pods => serde_json::to_value(self.pod_rows()),
-            Listing::Ports => serde_json::to_value(self.port_rows()),
-            Listing::Routes => serde_json::to_value(self.route_rows()),
-            Listing::Drops => serde_json::to_value(drop_rows(&self.pod_rows(), &self.port_rows())),
-        };
-        value.expect("rows have string keys and finite numbers")
+    pub fn list(&self, listing: Listing, after: Option<&str>) -> Reply {
+        match listing {
+            Listing::Status => Reply::Listing(
+                serde_json::to_value(self.status()).expect("a status has finite numbers"),
+            ),
+            Listing::Pods => page(after, |after: Option<Attachment>| {
+                let pods = self.state.pods_after(after.as_ref());
+                pods.map(|pod| (pod.attachment.clone(), self.pod_row(pod)))
+            }),
+            Listing::Ports => page(after, |after: Option<u16>| {
+                let first = after.map_or(NODE_SLOT, |port| port.saturating_add(1));
+                self.port_rows(first).map(|row| (row.port, row))
+            }),
+            Listing::Routes => page(after, |after: Option<RouteRow>| {
+                let mut rows: Vec<RouteRow> =
+                    self.route_rows().filter(|row| after.as_ref() < Some(row)).collect();
+                rows.sort_unstable();
+                rows.into_iter().map(|row| (row.clone(), row))
+            }),
+            Listing::Drops => page(after, |after| self.drop_rows(after)),
+        }
     }
 
     /// Everything for the metrics page.
@@ -37,8 +52,8 @@ impl Engine {
     pub fn report(&self, operations: &OpTimes) -> Report {
         Report {
             status: self.status(),
-            pods: self.pod_rows(),
-            ports: self.port_rows(),
+            pods: self.state.pods().map(|pod| self.pod_row(pod)).collect(),
+            ports: self.port_rows(NODE_SLOT).collect(),
             operations: operations.clone(),
         }
     }
@@ -52,17 +67,21 @@ impl Engine {
         let ready = problems.is_empty();
         problems.extend(self.unserved.iter().map(|attachment| {
             let Attachment { container_id, ifname, .. } = attachment;
-            format!("no worker serves {ifname} of container {container_id}")
+            let whose = format!("{ifname} of container {container_id}");
+            match self.lost.contains_key(attachment) {
+                true => format!("{whose} is gone without a DEL: delete the container"),
+                false => format!(
+                    "no worker serves {whose}: the kernel carries it; viaductd tries again every \
+                     second and logs why"
+                ),
+            }
         }));
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ready,
             problems,
             uptime_s: self.started.elapsed().as_secs(),
-            port_mode: match self.ports.offloads {
-                Offloads::Full => PortMode::Full,
-                Offloads::Basic => PortMode::Basic,
-            },
+            port_mode: mode(self.ports.offloads),
             features: Features {
                 frags: features.multi_buffer,
                 sg: features.multi_buffer,
@@ -75,7 +94,8 @@ impl Engine {
             generation,
             pods: self.state.pods().len() as u32,
             fallback_pods: self.unserved.len() as u32,
-            routes: self.route_rows().len() as u32,
+            routes: self.route_rows().count() as u32,
+            fallback_packets: self.fallback_counts(),
             workers: self.workers.handles().iter().map(|w| self.worker_row(w)).collect(),
         }
     }
@@ -99,10 +119,6 @@ impl Engine {
     /// Whether the worker is in charge of its pods.
     fn moves(&self, worker: u16) -> bool {
         self.heartbeats.get(usize::from(worker)).is_some_and(|heartbeat| !heartbeat.is_out())
-    }
-
-    fn pod_rows(&self) -> Vec<PodRow> {
-        self.state.pods().map(|pod| self.pod_row(pod)).collect()
     }
 
     fn pod_row(&self, pod: &PodRecord) -> PodRow {
@@ -130,68 +146,108 @@ impl Engine {
         }
     }
 
-    fn port_rows(&self) -> Vec<PortRow> {
+    /// The ports from this number on, in the order of their numbers: the node's is the first.
+    fn port_rows(&self, first: u16) -> impl Iterator<Item = PortRow> {
+        let node = (first == NODE_SLOT).then(|| self.node_port_row());
+        let pods = self.pods_from_port(first).map(|pod| self.pod_port_row(pod));
+        node.into_iter().chain(pods)
+    }
+
+    /// The pods at the ports from this number on; see [`port_of`].
+    fn pods_from_port(&self, first: u16) -> impl Iterator<Item = &PodRecord> {
+        self.state.pods_from_slot(u32::from(first).saturating_sub(1))
+    }
+
+    fn node_port_row(&self) -> PortRow {
         let (from_pod, to_pod) = self.directions(PortId(NODE_SLOT));
-        let node = PortRow {
+        PortRow {
             port: NODE_SLOT,
             device: WORKER_IFNAME.to_owned(),
             ifindex: self.node.worker_index,
             kind: PortKind::Node,
+            mode: mode(self.ports.node()),
             worker: 0,
             slot: u32::from(NODE_SLOT),
             mtu: self.config.node.mtu,
             mac: text(self.node.node_mac),
             from_pod,
             to_pod,
-        };
-        let pods = self.state.pods().map(|pod| {
-            let id = port_of(pod);
-            let (from_pod, to_pod) = self.directions(id);
-            PortRow {
-                port: id.0,
-                device: pod.host_ifname.clone(),
-                ifindex: pod.host_ifindex,
-                kind: PortKind::Pod,
-                worker: pod.worker,
-                slot: u32::from(id.0),
-                mtu: pod.route_mtu,
-                mac: text(pod.mac),
-                from_pod,
-                to_pod,
-            }
-        });
-        std::iter::once(node).chain(pods).collect()
+        }
+    }
+
+    fn pod_port_row(&self, pod: &PodRecord) -> PortRow {
+        let id = port_of(pod);
+        let (from_pod, to_pod) = self.directions(id);
+        PortRow {
+            port: id.0,
+            device: pod.host_ifname.clone(),
+            ifindex: pod.host_ifindex,
+            kind: PortKind::Pod,
+            mode: mode(pod.offloads),
+            worker: pod.worker,
+            slot: u32::from(id.0),
+            mtu: pod.route_mtu,
+            mac: text(pod.mac),
+            from_pod,
+            to_pod,
+        }
     }
 
     /// Where workers send what: pods, the rest of the pod network, everything else.
-    fn route_rows(&self) -> Vec<RouteRow> {
-        let mut rows = Vec::new();
-        for pod in self.state.pods() {
-            rows.extend(pod.addresses.iter().map(|address| RouteRow {
+    fn route_rows(&self) -> impl Iterator<Item = RouteRow> {
+        let pods = self.state.pods().flat_map(|pod| {
+            pod.addresses.iter().map(|address| RouteRow {
                 dst: address.address.into(),
                 via: None,
                 dev: pod.host_ifname.clone(),
                 port: Some(port_of(pod).0),
                 source: "pod".to_owned(),
-            }));
-        }
-        rows.extend(self.config.node.pod_cidrs.iter().map(|cidr| RouteRow {
+            })
+        });
+        let no_pod = self.config.node.pod_cidrs.iter().map(|cidr| RouteRow {
             dst: cidr.trunc(),
             via: None,
             dev: String::new(),
             port: None,
             source: "no_pod".to_owned(),
-        }));
-        for default in ["0.0.0.0/0", "::/0"] {
-            rows.push(RouteRow {
-                dst: default.parse().expect("a prefix"),
-                via: None,
-                dev: WORKER_IFNAME.to_owned(),
-                port: Some(NODE_SLOT),
-                source: "node".to_owned(),
-            });
-        }
-        rows
+        });
+        let node = ["0.0.0.0/0", "::/0"].map(|default| RouteRow {
+            dst: default.parse().expect("a prefix"),
+            via: None,
+            dev: WORKER_IFNAME.to_owned(),
+            port: Some(NODE_SLOT),
+            source: "node".to_owned(),
+        });
+        pods.chain(no_pod).chain(node)
+    }
+
+    /// Drops behind the row of this key: those that are nobody's first, then port by port.
+    fn drop_rows(&self, after: Option<DropKey>) -> impl Iterator<Item = (DropKey, DropRow)> {
+        let first = after.as_ref().and_then(|(port, ..)| *port).unwrap_or(NODE_SLOT);
+        let node = (first == NODE_SLOT).then(|| self.port_drops(PortId(NODE_SLOT), WORKER_IFNAME));
+        let pods = self.pods_from_port(first).map(|pod| {
+            let name = pod_name(&pod.pod_namespace, &pod.pod_name);
+            self.port_drops(port_of(pod), name.as_ref().unwrap_or(&pod.attachment.container_id))
+        });
+        let port_down = self.workers.handles().iter().map(|w| w.counters.port_down.get()).sum();
+        let nobodys =
+            [self.fallback_counts().drop_rows(), Vec::from_iter(port_down_row(port_down))];
+        let rows = nobodys.into_iter().chain(node).chain(pods).flatten();
+        rows.map(|row| (row.key(), row)).filter(move |(key, _)| after.as_ref() < Some(key))
+    }
+
+    fn port_drops(&self, id: PortId, pod: &str) -> Vec<DropRow> {
+        let (from_pod, to_pod) = self.directions(id);
+        drop_rows(id.0, pod, &from_pod, &to_pod)
+    }
+
+    /// What the XDP program did with packets that no worker took.
+    fn fallback_counts(&self) -> FallbackCounts {
+        let counts = self.programs.fallback_counts().unwrap_or_else(|error| {
+            tracing::warn!(%error, "packets without a worker are not shown");
+            Vec::new()
+        });
+        counts.into_iter().collect()
     }
 
     fn directions(&self, id: PortId) -> (DirectionRow, DirectionRow) {
@@ -199,5 +255,12 @@ impl Engine {
             (DirectionRow::from(&counters.from_pod), DirectionRow::from(&counters.to_pod))
         };
         self.workers.counters(id).map(rows).unwrap_or_default()
+    }
+}
+
+fn mode(offloads: Offloads) -> PortMode {
+    match offloads {
+        Offloads::Full => PortMode::Full,
+        Offloads::Basic => PortMode::Basic,
     }
 }

@@ -2,28 +2,25 @@
 
 use std::net::IpAddr;
 
-use super::{Engine, nft_config, node_config};
+use super::{Engine, nft_config, node_config, outside};
 use crate::endpoint::kernel_path;
-use crate::netlink::{Request, Route, RouteKind};
-use crate::node::NodePort;
+use crate::netlink::{Request, Route};
+use crate::node::{NodePort, Reached};
 use crate::sysctl::SysctlLog;
 
 impl Engine {
     /// Whether the loss of this route is damage, and not the trace of a pod that went.
     pub fn wants_route(&mut self, route: &Route) -> bool {
-        let by_node_port = route.next_hops.iter().any(|hop| hop.index == self.node.node_index);
         let whole = route.dst.prefix_len() == route.dst.max_prefix_len();
         let pod = self.state.pod_by_address(route.dst.addr()).filter(|_| whole).cloned();
         // A route goes with its interface; that is told by an event of its own.
         let to_a_pod = pod.is_some_and(|pod| self.is_there(&pod));
-        by_node_port || to_a_pod || route.kind == RouteKind::Unreachable
+        to_a_pod || self.node.wants(route)
     }
 
     /// Makes everything as it should be; what is right is left alone.
     pub fn repair(&mut self) -> anyhow::Result<()> {
-        let mut sysctls = SysctlLog::open(&self.config.daemon.state_dir.join("sysctls"))?;
-        self.node = NodePort::ensure(&node_config(&self.config, &self.ports), &mut sysctls)?;
-        self.nft.ensure(&nft_config(&self.config))?;
+        self.repair_node()?;
         let mut requests = Vec::new();
         for pod in self.state.pods() {
             let addresses: Vec<IpAddr> = pod.addresses.iter().map(|a| a.address).collect();
@@ -34,5 +31,27 @@ impl Engine {
         }
         self.netlink.execute(requests)?;
         Ok(())
+    }
+
+    /// The node port with the ways to the pods of now, and the nft table.
+    fn repair_node(&mut self) -> anyhow::Result<()> {
+        let outside = outside(&self.config, self.state.pods());
+        let config = node_config(&self.config, &self.ports, outside);
+        let mut sysctls = SysctlLog::open(&self.config.daemon.state_dir.join("sysctls"))?;
+        self.node = NodePort::ensure(&config, &mut sysctls)?;
+        self.nft.ensure(&nft_config(&self.config, &config.outside))?;
+        Ok(())
+    }
+
+    /// Lets the node reach the pods of now that have addresses outside of `pod_cidrs`, and no
+    /// longer those that went; masquerade follows. Nothing to do for all others.
+    pub(super) fn reach_pods(&mut self) -> anyhow::Result<()> {
+        let outside = outside(&self.config, self.state.pods());
+        match self.node.reach(&mut self.netlink, &outside)? {
+            Reached::Same => Ok(()),
+            Reached::Changed => Ok(self.nft.ensure(&nft_config(&self.config, &outside))?),
+            // Forwarding and the rule of a family that had no pods before.
+            Reached::NewFamily => self.repair_node(),
+        }
     }
 }

@@ -30,6 +30,7 @@ fn attached(id: u32) -> Record {
         host_mac: [14, 0, 0, 0, 0, 1],
         addresses: Vec::new(),
         route_mtu: 1500,
+        offloads: crate::endpoint::Offloads::Full,
         worker: 1,
         slot: id,
         pod_namespace: "default".to_owned(),
@@ -41,13 +42,6 @@ fn attached(id: u32) -> Record {
 
 fn detached(id: u32) -> Record {
     Record::Detached(attachment(id))
-}
-
-fn sysctl(id: u32, value: u32) -> Record {
-    Record::Sysctl(OriginalSysctl {
-        name: format!("net/ipv4/conf/x{id}/rp_filter"),
-        value: value.to_string(),
-    })
 }
 
 fn state_dir() -> TempDir {
@@ -84,16 +78,15 @@ fn remembered(bytes: &[u8]) -> Vec<Record> {
 }
 
 /// What a sequence of records says about the present.
-fn present(records: &[Record]) -> (BTreeMap<Attachment, PodRecord>, BTreeMap<String, String>) {
-    let (mut pods, mut sysctls) = (BTreeMap::new(), BTreeMap::new());
+fn present(records: &[Record]) -> BTreeMap<Attachment, PodRecord> {
+    let mut pods = BTreeMap::new();
     for record in records.iter().cloned() {
         match record {
             Record::Attached(pod) => drop(pods.insert(pod.attachment.clone(), *pod)),
             Record::Detached(attachment) => drop(pods.remove(&attachment)),
-            Record::Sysctl(sysctl) => drop(sysctls.entry(sysctl.name).or_insert(sysctl.value)),
         }
     }
-    (pods, sysctls)
+    pods
 }
 
 #[test]
@@ -101,7 +94,7 @@ fn what_was_appended_is_there_after_reopening() {
     let dir = state_dir();
     let (mut journal, records) = open(dir.path());
     assert!(records.is_empty());
-    let all = [attached(1), sysctl(1, 0), attached(2), detached(1)];
+    let all = [attached(1), attached(2), detached(1)];
     for record in &all {
         journal.append(record).unwrap();
     }
@@ -140,7 +133,7 @@ fn the_kernel_names_the_boot() {
 
 #[test]
 fn a_file_cut_at_any_byte_keeps_every_whole_record_before_the_cut() {
-    let all = [attached(1), sysctl(1, 2), detached(1), attached(3)];
+    let all = [attached(1), attached(2), detached(1), attached(3)];
     let bytes = written(&all);
     let line_ends: Vec<usize> = (1..=bytes.len()).filter(|end| bytes[end - 1] == b'\n').collect();
     assert_eq!(line_ends.len(), all.len() + 1);
@@ -188,6 +181,24 @@ fn records_of_an_unknown_kind_and_unknown_fields_are_skipped() {
 }
 
 #[test]
+fn a_record_that_an_earlier_release_wrote_is_passed_over_and_is_no_damage() {
+    // Sysctls stood in the journal once; they have a file of their own now.
+    let old = serde_json::json!({"sysctl": {"name": "net/ipv4/ip_forward", "value": "0"}});
+    let mut text = String::from_utf8(written(&[attached(1)])).unwrap();
+    text += &line(&old).unwrap();
+    text += &line(&attached(2)).unwrap();
+    assert_eq!(remembered(text.as_bytes()), [attached(1), attached(2)]);
+    let Parsed::Intact { len, damaged, unknown, .. } = parse(text.as_bytes(), BOOT) else {
+        panic!("the journal is readable");
+    };
+    assert_eq!((len, damaged, unknown), (text.len(), 0, 1));
+    let Parsed::Intact { damaged, unknown, .. } = parse((text + "torn").as_bytes(), BOOT) else {
+        panic!("the journal is readable");
+    };
+    assert_eq!((damaged, unknown), (1, 1), "damage is told apart");
+}
+
+#[test]
 fn the_next_format_is_read_and_the_one_after_it_is_refused_and_kept() {
     let with_format = |format| {
         let header = line(&Header { format, boot_id: BOOT.to_owned() }).unwrap();
@@ -216,7 +227,7 @@ fn a_crash_during_a_rewrite_leaves_the_old_journal() {
 fn the_journal_is_rewritten_when_most_of_it_is_past() {
     let dir = state_dir();
     let (mut journal, _) = open(dir.path());
-    let mut all = vec![attached(1), sysctl(1, 7), sysctl(1, 8)];
+    let mut all = vec![attached(1), attached(2)];
     let cycles = u32::try_from(2 * DEAD_RECORDS_MAX).unwrap();
     all.extend((10..10 + cycles).flat_map(|id| [attached(id), detached(id)]));
     let mut longest = 0;
@@ -352,11 +363,7 @@ fn an_append_on_tmpfs_takes_well_under_a_millisecond() {
 }
 
 fn record() -> impl Strategy<Value = Record> {
-    prop_oneof![
-        (0..8_u32).prop_map(attached),
-        (0..8_u32).prop_map(detached),
-        (0..3_u32, 0..3_u32).prop_map(|(id, value)| sysctl(id, value)),
-    ]
+    prop_oneof![(0..8_u32).prop_map(attached), (0..8_u32).prop_map(detached),]
 }
 
 proptest! {

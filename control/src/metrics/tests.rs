@@ -45,10 +45,20 @@ fn every_series_stands_once_under_its_own_help() {
     let series =
         format!("viaduct_pod_drops_total{{{pod},direction=\"from_pod\",reason=\"no_pod\"}}");
     assert_eq!(samples[&series], 17.0);
+    assert_eq!(samples["viaduct_worker_drops_total{worker=\"1\",reason=\"port_down\"}"], 1.0);
     assert_eq!(samples["viaduct_pods{state=\"fallback\",fallback=\"drop\"}"], 1.0);
     assert_eq!(samples["viaduct_pods{state=\"fallback\",fallback=\"pass\"}"], 0.0);
     let node = "viaduct_node_packets_total{device=\"viaduct1\",direction=\"to_pod\"}";
     assert_eq!(samples[node], 40.0);
+}
+
+#[test]
+fn what_the_xdp_program_did_without_a_worker_is_on_the_page_by_outcome() {
+    let samples = read(&render(&sample()));
+    let of = |outcome: &str| {
+        samples[&format!("viaduct_fallback_packets_total{{outcome=\"{outcome}\"}}")]
+    };
+    assert_eq!((of("passed"), of("source_mac"), of("arp")), (120.0, 9.0, 0.0));
 }
 
 #[test]

@@ -2,6 +2,13 @@
 
 use serde_json::json;
 
+use std::collections::BTreeMap;
+use std::thread::sleep;
+use std::time::Duration;
+
+use dataplane::counters::{DirectionCounters, WorkerCounters};
+use dataplane::drop::DropReason;
+
 use super::*;
 use crate::metrics::{Operation, Outcome};
 
@@ -29,6 +36,7 @@ fn worker(id: u16, received: u64, dropped: u64) -> WorkerRow {
             generated: 5,
             sent: received - dropped - 10,
             dropped,
+            port_down: u64::from(id),
             crossed_in: 15,
             crossed_out: 30,
         },
@@ -57,6 +65,7 @@ pub(crate) fn sample() -> Report {
         device: device.to_owned(),
         ifindex: 100 + u32::from(port),
         kind,
+        mode: PortMode::Full,
         worker,
         slot: u32::from(port),
         mtu: 1500,
@@ -100,9 +109,23 @@ pub(crate) fn sample() -> Report {
         pods: 3,
         fallback_pods: 1,
         routes: 5,
+        fallback_packets: [("passed", 120), ("unknown_port", 3), ("arp", 0), ("source_mac", 9)]
+            .into_iter()
+            .collect(),
         workers: vec![worker(0, 1_234_567_890, 17), worker(1, 999, 0)],
     };
     Report { status, pods: vec![cart, pay, bare], ports, operations }
+}
+
+/// Every drop of a report, as the daemon lists them.
+pub(crate) fn sample_drops(report: &Report) -> Vec<DropRow> {
+    let mut rows = report.status.fallback_packets.drop_rows();
+    let port_down = report.status.workers.iter().map(|worker| worker.packets.port_down).sum();
+    rows.extend(port_down_row(port_down));
+    for port in &report.ports {
+        rows.extend(drop_rows(port.port, &port.device, &port.from_pod, &port.to_pod));
+    }
+    rows
 }
 
 /// Routes as a node may have them.
@@ -227,33 +250,48 @@ fn a_direction_shows_its_counters_and_only_the_drops_that_happened() {
 }
 
 #[test]
-fn every_drop_has_one_row_with_its_sentence_and_most_come_first() {
-    let Report { pods, ports, .. } = sample();
-    let rows = drop_rows(&pods, &ports);
+fn every_drop_has_one_row_with_its_sentence_in_the_order_of_keys() {
+    let rows = sample_drops(&sample());
     let seen: Vec<_> = rows
         .iter()
-        .map(|row| (row.pod.as_str(), row.port, row.reason.as_str(), row.count))
+        .map(|row| (row.port, row.pod.as_str(), row.direction, row.reason.as_str(), row.count))
         .collect();
+    let (from_pod, to_pod) = (Direction::FromPod, Direction::ToPod);
     assert_eq!(
         seen,
         [
-            ("shop/cart-7d9f", Some(1), "no_pod", 17),
-            ("viaduct1", Some(0), "not_ours", 3),
-            ("shop/cart-7d9f", Some(1), "ttl_expired", 2),
+            (None, "", from_pod, "fallback_source_mac", 9),
+            (None, "", to_pod, "port_down", 1),
+            (Some(0), "viaduct1", to_pod, "not_ours", 3),
+            (Some(1), "vdcart-7d9f", from_pod, "no_pod", 17),
+            (Some(1), "vdcart-7d9f", from_pod, "ttl_expired", 2),
         ]
     );
-    assert_eq!(rows[0].direction, Direction::FromPod);
-    assert_eq!(rows[1].direction, Direction::ToPod);
     assert!(rows.iter().all(|row| !row.sentence.is_empty()));
+    assert!(rows.is_sorted_by(|one, next| one.key() < next.key()), "no two have one key");
 }
 
 #[test]
-fn a_drop_of_a_nameless_pod_is_its_containers() {
-    let mut pod = sample().pods.remove(2);
-    pod.to_pod.drops.insert("a_reason_of_the_future".to_owned(), 1);
-    let rows = drop_rows(&[pod], &[]);
-    assert_eq!(rows[0].pod, "fedcba9876543210fedcba9876543210");
-    assert_eq!((rows[0].port, rows[0].sentence.as_str()), (None, ""));
+fn a_drop_for_a_reason_of_another_release_has_no_sentence() {
+    let row = direction(1, 60, &[("a_reason_of_the_future", 1)]);
+    let rows = drop_rows(7, "shop/cart", &DirectionRow::default(), &row);
+    assert_eq!((rows[0].port, rows[0].sentence.as_str()), (Some(7), ""));
+    let counts: FallbackCounts = [("an_outcome_of_the_future", 1)].into_iter().collect();
+    let [row] = &counts.drop_rows()[..] else { panic!("what may be a drop is shown") };
+    assert_eq!(
+        (row.reason.as_str(), row.sentence.as_str()),
+        ("fallback_an_outcome_of_the_future", "")
+    );
+}
+
+#[test]
+fn what_the_kernel_got_is_told_from_what_nobody_got() {
+    let counts = sample().status.fallback_packets;
+    assert_eq!(counts.passed(), 123);
+    assert_eq!(counts.refused().collect::<Vec<_>>(), [("source_mac", 9)], "only what happened");
+    let status = serde_json::to_value(sample().status).expect("a status is JSON");
+    let expected = json!({"passed": 120, "unknown_port": 3, "arp": 0, "source_mac": 9});
+    assert_eq!(status["fallback_packets"], expected);
 }
 
 #[test]

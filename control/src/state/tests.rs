@@ -30,6 +30,7 @@ fn pod(id: u8, addresses: &[u8]) -> NewPod {
         host_mac: [0x0e, 0, 0, 0, 0, id],
         addresses: addresses.iter().copied().map(v4).collect(),
         route_mtu: 1500,
+        offloads: Offloads::Full,
         pod_namespace: "default".to_owned(),
         pod_name: format!("pod-{id}"),
         fallback: Fallback::Pass,
@@ -262,6 +263,18 @@ fn check_invariants(state: &State) {
         assert_eq!(pods, *load as usize, "worker {worker}");
         assert!(*load <= LIMITS.ports_per_worker);
     }
+    assert!(state.pods_after(None).eq(state.pods()));
+    for slot in 0..=LIMITS.slots {
+        let from: Vec<u32> = state.pods_from_slot(slot).map(|pod| pod.slot).collect();
+        assert!(from.is_sorted());
+        let expected: HashSet<u32> = slots.iter().copied().filter(|other| *other >= slot).collect();
+        assert_eq!(from.into_iter().collect::<HashSet<u32>>(), expected);
+    }
+    for id in 0..16 {
+        // Whether there is such a pod or not.
+        let behind = state.pods().filter(|pod| pod.attachment > attachment(id));
+        assert!(state.pods_after(Some(&attachment(id))).eq(behind));
+    }
     for pod in state.pods() {
         assert_eq!(state.pod_by_slot(pod.slot), Some(pod));
         for address in &pod.addresses {
@@ -308,4 +321,14 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn the_mode_of_a_record_is_kept_and_basic_where_it_does_not_say() {
+    let record = add(&mut State::new(LIMITS), 1);
+    let mut json = serde_json::to_value(&record).unwrap();
+    assert_eq!(serde_json::from_value::<PodRecord>(json.clone()).unwrap(), record);
+    assert_eq!(json.as_object_mut().unwrap().remove("offloads"), Some("full".into()));
+    let old: PodRecord = serde_json::from_value(json).unwrap();
+    assert_eq!(old, PodRecord { offloads: Offloads::Basic, ..record });
 }

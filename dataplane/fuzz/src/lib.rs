@@ -3,9 +3,12 @@
 #[path = "../../tests/harness/mod.rs"]
 mod harness;
 
+use std::cell::RefCell;
+
 use dataplane::offload;
 use dataplane::parse::{self, Parsed};
-use harness::{ENDS, Node, Setup};
+use harness::ENDS;
+use harness::input::Nodes;
 
 /// Reads the bytes as a frame, and as the first frame of a longer packet.
 pub fn read(bytes: &[u8]) {
@@ -21,19 +24,15 @@ pub fn read(bytes: &[u8]) {
 }
 
 /// Forwards a sequence of packets on a node in memory, which asserts both conservation laws after
-/// every pass. The first byte chooses one worker or two; each packet is the index of its port, its
-/// length in two bytes and its bytes.
+/// every pass, and that nothing is under way at the end: see [`harness::input`].
 pub fn forward(bytes: &[u8]) {
-    let Some((workers, mut rest)) = bytes.split_first() else { return };
-    let workers = usize::from(workers % 2) + 1;
-    let mut node = Node::new(Setup { workers, frames: 256, fill: 20, tx: 32, ..Setup::default() });
-    while let [port, high, low, after @ ..] = rest {
-        let len = usize::from(u16::from_be_bytes([*high, *low])).min(after.len());
-        let (packet, after) = after.split_at(len);
-        if !packet.is_empty() {
-            node.inject(ENDS[usize::from(*port) % ENDS.len()].id, packet.to_vec());
-        }
-        rest = after;
+    thread_local! {
+        static NODES: RefCell<Nodes> = RefCell::new(Nodes::new());
     }
-    node.run();
+    NODES.with_borrow_mut(|nodes| {
+        let node = nodes.play(bytes);
+        for end in ENDS {
+            drop(node.sent(end.id));
+        }
+    });
 }

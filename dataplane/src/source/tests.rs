@@ -16,6 +16,7 @@ fn pod() -> PortSpec {
         mac: MAC,
         gateway_mac: [0x0a, 0xff, 0, 0, 0, 1],
         mtu: 1500,
+        device_mtu: 65_535,
         addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
         tx_checksum: true,
     }

@@ -1,6 +1,6 @@
 //! Super-packets that leave the node are cut here: beyond the node port lie wires, and the
 //! node's kernel, which gets them without their segment size, would find them too long. So are
-//! UDP super-packets wherever they go.
+//! those for a pod whose interface does not take them, and UDP super-packets wherever they go.
 
 use super::{Direction, Worker};
 use crate::checksum::{Sum, udp_field};
@@ -14,10 +14,11 @@ use crate::tables::{PortKind, PortSpec, Tables};
 
 impl<P: PacketIo> Worker<P> {
     /// Whether a packet must be cut before it leaves by `egress`. A stream stays whole between
-    /// pods, and is cut towards the node, even for the node's own addresses: the kernel may
-    /// forward it all the same (a reply of a masqueraded Service), and would find it too long.
-    /// Datagrams are always cut: each is a message, and who got several as one could not tell
-    /// where they end. What is in a tunnel cannot be cut, and passes to the node's own addresses.
+    /// pods, unless the receiver's interface does not take it, and is cut towards the node, even
+    /// for the node's own addresses: the kernel may forward it all the same (a reply of a
+    /// masqueraded Service), and would find it too long. Datagrams are always cut: each is a
+    /// message, and who got several as one could not tell where they end. What is in a tunnel
+    /// cannot be cut, and passes to the node's own addresses.
     pub(super) fn must_cut(
         &self,
         tables: &Tables,
@@ -29,9 +30,13 @@ impl<P: PacketIo> Worker<P> {
         let tunnelled = routed.offload.encapsulated;
         let datagrams = headers.protocol == protocol::UDP && !tunnelled;
         let stays = tunnelled && tables.is_node(headers.destination());
-        let to_kernel = egress.kind == PortKind::Node && !stays;
-        let too_long = packet.len() - ETHERNET_BYTES > egress.mtu;
-        routed.wire_packets > 1 && (datagrams || to_kernel && too_long)
+        let longest = match egress.kind {
+            PortKind::Node if !stays => egress.mtu,
+            PortKind::Node => usize::MAX,
+            PortKind::Pod => egress.device_mtu,
+        };
+        let too_long = packet.len() - ETHERNET_BYTES > longest;
+        routed.wire_packets > 1 && (datagrams || too_long)
     }
 
     /// Cuts a packet and passes its segments on.

@@ -139,7 +139,7 @@ impl<P: PacketIo> Worker<P> {
     pub fn publish_frame_counts(&mut self) {
         let count = self.pool.count();
         debug_assert!(count.conserved(), "frame law: {count:?}");
-        self.counters.frames_free.set(u64::from(count.free + count.work));
+        self.counters.frames_free.set(u64::from(count.free));
         self.counters.frames_rx.set(u64::from(count.rx));
         self.counters.frames_tx.set(u64::from(count.tx));
         self.counters.frames_crossing.set(u64::from(count.crossing));

@@ -187,8 +187,8 @@ fn packets_under_way_to_a_port_that_goes_are_dropped() {
     node.pass(0);
     node.remove_port(B.id);
     node.run();
-    assert_eq!(node.worker(1).dropped.get(), 1);
-    assert!(node.all_drops().is_empty(), "nobody is left to count it for");
+    assert_eq!((node.worker(1).dropped.get(), node.worker(1).port_down.get()), (1, 1));
+    assert!(node.all_drops().is_empty(), "no port is left to count it for");
     // Gone from the tables as well, the address is one without a pod.
     node.unlist(B.id);
     node.inject(A.id, a_to_b(2).build());
@@ -203,6 +203,18 @@ fn packets_under_way_to_a_port_that_goes_are_dropped() {
     node.inject(A.id, a_to_b(3).build());
     node.run();
     assert_eq!(node.sent(B.id)[0].bytes, a_to_b(3).forwarded(&B).build());
+}
+
+#[test]
+fn a_packet_without_frames_to_a_port_that_went_is_counted_by_the_worker() {
+    // Each worker has three ports, which take all frames there are.
+    let mut node = Node::new(Setup { workers: 2, frames: 3 * FILLED, ..Setup::default() });
+    node.inject(A.id, a_to_b(1).build());
+    node.pass(0);
+    node.remove_port(B.id);
+    node.run();
+    assert_eq!((node.worker(1).dropped.get(), node.worker(1).port_down.get()), (1, 1));
+    assert_eq!(node.all_drops(), []);
 }
 
 #[test]

@@ -66,6 +66,26 @@ fn without_dont_fragment_a_long_packet_is_delivered_whole() {
 }
 
 #[test]
+fn what_the_interface_does_not_take_is_refused_also_without_dont_fragment() {
+    let mut cases = Vec::new();
+    for from in [&A, &NODE] {
+        for ip_len in [1501, 3000, 9000] {
+            let long = udp_of(false, ip_len).from(from).to(&PLAIN).may_fragment();
+            let case = Case::new(format!("{ip_len} from {}", from.name), from, &long);
+            cases.push(case.drops(DropReason::MtuExceeded).tells(from, too_big(false, 1500)));
+        }
+        let fits = udp_of(false, 1500).from(from).to(&PLAIN).may_fragment();
+        let case = Case::new(format!("1500 from {}", from.name), from, &fits);
+        let sent = match from.id == NODE.id {
+            true => fits.delivered(&PLAIN),
+            false => fits.forwarded(&PLAIN),
+        };
+        cases.push(case.sends(&PLAIN, &sent));
+    }
+    run_all(&cases);
+}
+
+#[test]
 fn too_big_is_not_told_about_errors_and_later_fragments() {
     let mut cases = Vec::new();
     for (v6, family) in FAMILIES {
@@ -223,14 +243,6 @@ fn a_port_without_metadata_gets_complete_checksums() {
                 );
             }
         }
-        for payload in [4000, 9999, 65_000] {
-            let large = tcp_super(v6, payload, 1400).to(&PLAIN).marked(1400);
-            let complete = large.clone().check(Check::Complete).forwarded(&PLAIN);
-            let count = payload.div_ceil(1400);
-            let bytes = large.build().len() + (count - 1) * large.header_len();
-            let case = Case::new(format!("{family} super {payload}"), &A, &large);
-            cases.push(case.sends(&PLAIN, &complete).wire(count as u64, bytes as u64));
-        }
         let crossing = packet().from(&B).to(&PLAIN).family(v6).payload(5);
         let case = Case::new(format!("{family} crossing"), &B, &crossing.clone().marked(0));
         cases.push(case.sends(&PLAIN, &crossing.forwarded(&PLAIN)));
@@ -249,6 +261,44 @@ fn a_udp_checksum_completed_to_zero_is_sent_as_all_ones() {
         let packet = (0..=u16::MAX).map(zero).find(field).expect("some word makes the sum zero");
         let case = Case::new(format!("{family} zero"), &A, &packet.clone().marked(0));
         case.sends(&PLAIN, &packet.forwarded(&PLAIN)).run();
+    }
+}
+
+#[test]
+fn a_stream_is_cut_for_a_pod_that_takes_no_super_packets() {
+    let mut cases = Vec::new();
+    for (v6, family) in FAMILIES {
+        for payload in [1_501, 4_000, 9_999, 65_000] {
+            let large = tcp_super(v6, payload, 1_400).to(&PLAIN).marked(1_400);
+            let case = Case::new(format!("{family} {payload}"), &A, &large);
+            let send = |case: Case, s: Packet| {
+                case.sends(&PLAIN, &s.check(Check::Complete).forwarded(&PLAIN))
+            };
+            cases.push(large.segments(1_400).into_iter().fold(case, send));
+            let from_node = large.src(["192.0.2.1", "2001:db8::1"][usize::from(v6)]);
+            let from_node = from_node.dst_mac(NODE.gateway_mac);
+            let case = Case::new(format!("{family} {payload} from the node"), &NODE, &from_node);
+            let send = |case: Case, s: Packet| {
+                case.sends(&PLAIN, &s.check(Check::Complete).delivered(&PLAIN))
+            };
+            cases.push(from_node.segments(1_400).into_iter().fold(case, send));
+        }
+    }
+    run_all(&cases);
+}
+
+#[test]
+fn a_super_packet_that_stays_whole_gets_a_complete_checksum_without_metadata() {
+    for (v6, family) in FAMILIES {
+        for (workers, payload) in [(1, 4_000), (2, 9_999), (1, 65_000)] {
+            let setup = Setup { workers, tx_checksum: false, ..Setup::default() };
+            let large = tcp_super(v6, payload, 1_400).to(&B).marked(1_400);
+            let complete = large.clone().check(Check::Complete).forwarded(&B);
+            let count = payload.div_ceil(1_400);
+            let bytes = large.build().len() + (count - 1) * large.header_len();
+            let case = Case::new(format!("{family} super {payload}"), &A, &large);
+            case.sends(&B, &complete).wire(count as u64, bytes as u64).run_on(setup);
+        }
     }
 }
 

@@ -12,6 +12,7 @@
 
 #![allow(dead_code)] // Every test program uses another part.
 
+pub mod input;
 pub mod packet;
 
 use std::cell::RefCell;
@@ -70,7 +71,7 @@ pub const B: End = end(2, "B", 1500);
 pub const C: End = end(3, "C", 1300);
 /// A pod whose MAC was given by the runtime.
 pub const CUSTOM: End = End { mac: [0x5e, 0xad, 0xbe, 0xef, 0, 1], ..end(4, "custom", 1500) };
-/// A pod whose port completes no checksums.
+/// A pod in basic mode: its port completes no checksums, its interface takes no super-packets.
 pub const PLAIN: End = end(5, "plain", 1500);
 
 /// Every port there is at the start, the node's first.
@@ -126,6 +127,7 @@ impl Setup {
             mac: end.mac,
             gateway_mac: end.gateway_mac,
             mtu: end.mtu,
+            device_mtu: if end.id == PLAIN.id { end.mtu } else { 65_535 },
             addresses,
             tx_checksum: self.tx_checksum && end.id != PLAIN.id,
         }
@@ -170,6 +172,8 @@ struct Line {
     stalled: bool,
     /// Packets that the interface refuses at the next wake-up.
     refusing: u64,
+    /// What the kernel says of the socket, if not what the simulated one counts.
+    kernel_drops: Option<KernelDrops>,
 }
 
 impl PacketIo for Wire {
@@ -199,6 +203,8 @@ impl PacketIo for Wire {
     }
 
     fn reclaim(&mut self, pool: &mut FramePool) {
+        // A port is served when the packets of the one before it are gone.
+        assert_eq!(pool.count().work, 0, "frames lost: {:?}", pool.count());
         self.0.borrow_mut().port.reclaim(pool);
     }
 
@@ -220,7 +226,8 @@ impl PacketIo for Wire {
     }
 
     fn kernel_drops(&self) -> KernelDrops {
-        self.0.borrow().port.kernel_drops()
+        let line = self.0.borrow();
+        line.kernel_drops.unwrap_or_else(|| line.port.kernel_drops())
     }
 
     fn readiness(&self) -> Option<BorrowedFd<'_>> {
@@ -236,6 +243,21 @@ struct Link {
     home: WorkerId,
 }
 
+impl Link {
+    /// Packets that the worker dropped while it had them in hand, by all reasons. The rest of the
+    /// reasons count what it never received, and what it has sent: both are no terms of the law.
+    fn drops_in_hand(&self) -> u64 {
+        use DropReason::{BadDescriptor, RxDropped, RxFillEmpty, RxRingFull, TxInvalid, TxRefused};
+        let others = [TxRefused, BadDescriptor, RxFillEmpty, RxRingFull, RxDropped, TxInvalid];
+        let PortCounters { from_pod, to_pod } = &*self.counters;
+        let in_hand = |counters: &DirectionCounters| {
+            let others = others.map(|reason| counters.drops[reason as usize].get());
+            counters.dropped() - others.iter().sum::<u64>()
+        };
+        in_hand(from_pod) + in_hand(to_pod)
+    }
+}
+
 struct Side {
     worker: Worker<Wire>,
     counters: Arc<WorkerCounters>,
@@ -248,6 +270,8 @@ pub struct Node {
     setup: Setup,
     sides: Vec<Side>,
     links: BTreeMap<PortId, Link>,
+    /// Ports whose number another has now.
+    former: Vec<Link>,
     publisher: Publisher,
     tables: TablesInput,
     generation: u64,
@@ -257,16 +281,12 @@ pub struct Node {
 impl Node {
     /// A node with every port of [`ENDS`], all rings filled.
     pub fn new(setup: Setup) -> Node {
-        Node::on(&memory(setup), setup)
-    }
-
-    /// A node like [`Node::new`], on memory that no other node uses at the same time.
-    pub fn on(memory: &[Arc<Area>], setup: Setup) -> Node {
         let tables = setup.tables();
         let publisher = Publisher::new(Tables::new(1, tables.clone()));
         let mut node = Node {
-            sides: sides(memory, &publisher),
+            sides: sides(setup, &publisher),
             links: BTreeMap::new(),
+            former: Vec::new(),
             publisher,
             generation: 1,
             now_ns: 1_000_000_000,
@@ -296,13 +316,14 @@ impl Node {
             burst: BATCH_MAX,
             stalled: false,
             refusing: 0,
+            kernel_drops: None,
         };
         let wire = Wire(Rc::new(RefCell::new(line)));
         let counters = Arc::new(PortCounters::default());
         let (io, counts) = (Box::new(wire.clone()), counters.clone());
         let share = Share::between(fill, 2 * fill);
         self.order(home, Command::AddPort { id, io, share, counters: counts });
-        self.links.insert(id, Link { live: true, wire, counters, home });
+        self.former.extend(self.links.insert(id, Link { live: true, wire, counters, home }));
     }
 
     /// Orders the worker to serve a port no more.
@@ -377,6 +398,11 @@ impl Node {
         self.line(id, |line| line.refusing = packets);
     }
 
+    /// From now on the kernel says that it dropped so much at the socket.
+    pub fn set_kernel_drops(&mut self, id: PortId, drops: KernelDrops) {
+        self.line(id, |line| line.kernel_drops = Some(drops));
+    }
+
     /// A descriptor that a sane kernel would not write.
     pub fn corrupt(&mut self, id: PortId, address: u64, len: u32) {
         self.line(id, |line| line.port.corrupt_rx(address, len));
@@ -427,6 +453,11 @@ impl Node {
         self.now_ns += ns;
     }
 
+    /// It is another time, perhaps an earlier one.
+    pub fn set_time(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+    }
+
     /// What a port has sent since the last call.
     pub fn sent(&mut self, id: PortId) -> Vec<Sent> {
         self.line(id, |line| line.port.take_sent())
@@ -444,6 +475,11 @@ impl Node {
     /// Packets that a port has dropped for one reason.
     pub fn drops(&self, id: PortId, direction: Direction, reason: DropReason) -> u64 {
         self.counters(id, direction).drops[reason as usize].get()
+    }
+
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.sides.len()
     }
 
     /// What a worker has counted.
@@ -467,13 +503,33 @@ impl Node {
         drops
     }
 
-    /// The packet law and the frame law, on every worker.
+    /// The packet law and the frame law, on every worker, and that every drop has a reason.
     pub fn assert_laws(&mut self) {
         for (number, side) in self.sides.iter_mut().enumerate() {
             side.worker.publish_frame_counts();
             let counters = &side.counters;
             assert!(counters.packets_conserved(), "packet law, worker {number}: {counters:#?}");
             assert!(counters.frames_conserved(), "frame law, worker {number}: {counters:#?}");
+            let links = self.links.values().chain(&self.former);
+            let own = links.filter(|link| usize::from(link.home.0) == number);
+            let by_ports: u64 = own.map(Link::drops_in_hand).sum();
+            let reasons = by_ports + counters.port_down.get();
+            assert_eq!(counters.dropped.get(), reasons, "reasons, worker {number}: {counters:#?}");
+        }
+    }
+
+    /// Nothing is under way: what was sent has completed, and every port that is there has all the
+    /// frames to receive into that it had at first.
+    pub fn assert_at_rest(&self) {
+        for (number, side) in self.sides.iter().enumerate() {
+            let counters = &side.counters;
+            let own = |link: &&Link| link.live && usize::from(link.home.0) == number;
+            let ports = self.links.values().filter(own).count() as u64;
+            let filled = ports * u64::from(self.setup.fill);
+            let at_rest = counters.frames_rx.get() == filled
+                && counters.frames_tx.get() == 0
+                && counters.frames_crossing.get() == 0;
+            assert!(at_rest, "frames are missing, worker {number}: {counters:#?}");
         }
     }
 
@@ -524,16 +580,11 @@ impl Drop for Node {
     }
 }
 
-/// Memory of all workers of a node: mapping it takes longer than all that a short test does.
-pub fn memory(setup: Setup) -> Vec<Arc<Area>> {
-    (0..setup.workers).map(|_| Arc::new(Area::map(setup.frames).expect("memory"))).collect()
-}
-
-fn sides(memory: &[Arc<Area>], publisher: &Publisher) -> Vec<Side> {
-    let ground: Vec<(Arc<Area>, Arc<Bell>)> =
-        memory.iter().map(|area| (area.clone(), bell())).collect();
+fn sides(setup: Setup, publisher: &Publisher) -> Vec<Side> {
+    let map = |_| (Arc::new(Area::map(setup.frames).expect("memory")), bell());
+    let ground: Vec<(Arc<Area>, Arc<Bell>)> = (0..setup.workers).map(map).collect();
     let mut rings: Vec<(Vec<Option<CrossingOut>>, Vec<CrossingIn>)> =
-        memory.iter().map(|_| (Vec::new(), Vec::new())).collect();
+        (0..setup.workers).map(|_| (Vec::new(), Vec::new())).collect();
     for (from, (area, _)) in ground.iter().enumerate() {
         for (to, (_, bell)) in ground.iter().enumerate() {
             if from == to {

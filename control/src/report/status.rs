@@ -1,0 +1,95 @@
+//! `viaduct status`: the daemon as a whole.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::{FallbackCounts, WorkerRow};
+
+/// `viaduct status`: the daemon and its workers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// Release of the daemon.
+    pub version: String,
+    /// Whether an ADD would be served and packets are forwarded.
+    pub ready: bool,
+    /// What stands against being ready or is otherwise amiss, a sentence each.
+    pub problems: Vec<String>,
+    /// Seconds since the daemon started.
+    pub uptime_s: u64,
+    /// Whether ports carry super-packets.
+    pub port_mode: PortMode,
+    /// What the kernel's sockets can do here.
+    pub features: Features,
+    /// Addresses of the node that pods see it by.
+    pub node_addresses: Vec<IpAddr>,
+    /// The prefixes the node's pods are numbered from.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Generation of the newest tables.
+    pub generation: u64,
+    /// Number of attachments.
+    pub pods: u32,
+    /// Those of them that the kernel forwards for.
+    pub fallback_pods: u32,
+    /// Number of routes.
+    pub routes: u32,
+    /// What became of the packets that no worker took.
+    pub fallback_packets: FallbackCounts,
+    /// Every worker, by number.
+    pub workers: Vec<WorkerRow>,
+}
+
+/// How ports work (design: `port_mode` of the configuration, and what the kernel can do).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PortMode {
+    /// Pods keep TSO: a unit of 64 kB is one packet.
+    Full,
+    /// A packet is at most one frame; pods send what fits the route MTU.
+    #[default]
+    Basic,
+}
+
+impl PortMode {
+    /// The word that stands in the JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            PortMode::Full => "full",
+            PortMode::Basic => "basic",
+        }
+    }
+}
+
+/// Capabilities of the kernel, probed at start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Features {
+    /// Generic XDP passes packets of several fragments (Linux 6.9).
+    pub frags: bool,
+    /// Sockets take packets of several descriptors, `XDP_USE_SG` (Linux 6.6).
+    pub sg: bool,
+    /// Checksums by TX metadata (Linux 6.8).
+    pub tx_checksum: bool,
+    /// `XDP_MAX_TX_SKB_BUDGET` (Linux 6.17).
+    pub tx_budget: bool,
+    /// The pod's kernel tells checksum state and segment size in the source MAC.
+    pub csum_hint: bool,
+}
+
+impl Features {
+    /// Every capability by the name of its key.
+    #[must_use]
+    pub fn named(&self) -> [(&'static str, bool); 5] {
+        let Features { frags, sg, tx_checksum, tx_budget, csum_hint } = *self;
+        [
+            ("frags", frags),
+            ("sg", sg),
+            ("tx_checksum", tx_checksum),
+            ("tx_budget", tx_budget),
+            ("csum_hint", csum_hint),
+        ]
+    }
+}
