@@ -365,12 +365,12 @@ impl FramePool {
         self.area.bytes_mut(packet.head, (offset - len) as u16, len as u16)
     }
 
-    /// Writes into a frame of a fill ring, as the kernel would.
+    /// Writes into a frame, as the kernel would. False if no fill ring holds it.
     #[cfg(any(test, feature = "sim"))]
-    pub(crate) fn write_as_kernel(&mut self, address: u64, bytes: &[u8]) {
+    pub(crate) fn write_as_kernel(&mut self, address: u64, bytes: &[u8]) -> bool {
         let (index, offset) = self.locate(address).expect("an address of the fill ring");
-        assert!(matches!(self.frames[index as usize].holder, Holder::Rx(_)));
         self.area.bytes_mut(index, offset, bytes.len() as u16).copy_from_slice(bytes);
+        matches!(self.frames[index as usize].holder, Holder::Rx(_))
     }
 
     /// The bytes of every frame, in order.

@@ -31,6 +31,8 @@ pub struct SimPort {
     current: Vec<u8>,
     sent_count: u64,
     drops: KernelDrops,
+    /// It may have named a frame that it used once more.
+    lied: bool,
 }
 
 impl SimPort {
@@ -49,6 +51,7 @@ impl SimPort {
             current: Vec::new(),
             sent_count: 0,
             drops: KernelDrops::default(),
+            lied: false,
         }
     }
 
@@ -80,7 +83,8 @@ impl SimPort {
         let mut left = bytes.len();
         for chunk in bytes.chunks(room) {
             let address = self.fill.pop_front().expect("counted above") + u64::from(HEADROOM);
-            pool.write_as_kernel(address, chunk);
+            let ours = pool.write_as_kernel(address, chunk);
+            assert!(ours || self.lied, "the fill ring holds frames of the kernel");
             left -= chunk.len();
             self.rx.push_back((address, chunk.len() as u32, left == 0));
         }
@@ -89,6 +93,7 @@ impl SimPort {
 
     /// A descriptor that the kernel would never write: for tests of the checks on them.
     pub fn corrupt_rx(&mut self, address: u64, len: u32) {
+        self.lied = true;
         self.rx.push_back((address, len, true));
     }
 }

@@ -30,7 +30,7 @@ fn bytes(pool: &FramePool, packet: &Packet) -> Vec<u8> {
 fn arrived(pool: &mut FramePool, slot: u16, bytes: &[u8]) -> Packet {
     let frame = pool.take().expect("a free frame");
     let address = pool.to_rx(frame, slot) + u64::from(HEADROOM);
-    pool.write_as_kernel(address, bytes);
+    assert!(pool.write_as_kernel(address, bytes));
     pool.from_rx(slot, address, bytes.len() as u32).expect("a frame of the ring")
 }
 

@@ -293,6 +293,23 @@ fn descriptors_that_name_no_frame_of_the_port_are_dropped() {
 }
 
 #[test]
+fn a_kernel_that_uses_a_frame_twice_harms_one_packet_and_no_law() {
+    let mut node = Node::new(Setup::default());
+    // A's first frame is named as received, and is still in its fill ring.
+    let named = u64::from(FILLED) * FRAME_BYTES as u64 + u64::from(HEADROOM);
+    node.corrupt(A.id, named, 64);
+    node.run();
+    assert_eq!(node.worker(0).received.get(), 1, "nobody can tell");
+    // Once round the ring: it comes again while another holds it.
+    for port in 0..=FILLED as u16 {
+        node.inject(A.id, a_to_b(port).build());
+        node.run();
+    }
+    assert_eq!(node.drops(A.id, Direction::FromPod, DropReason::BadDescriptor), 1);
+    assert_eq!(node.sent(B.id).len(), FILLED as usize);
+}
+
+#[test]
 fn icmp_errors_to_one_pod_are_limited_and_too_big_has_a_limit_of_its_own() {
     let mut node = Node::new(Setup::default());
     for port in 0..100 {
