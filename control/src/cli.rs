@@ -19,6 +19,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use self::array::Array;
+use crate::doctor::{self, Facts, Places};
 use crate::report::Status;
 
 mod array;
@@ -48,10 +49,10 @@ Listings are tables for people: numbers are shortened, and an empty cell is a da
 are complete: an array of objects, or one object for status, whose keys stay the same. What changes
 while a long listing is read may be missing from it, but nothing is in it twice.
 
-Exit codes: 0 done, 1 no daemon answers, it reports an error, or (status) it is not ready, 2 wrong
-arguments. What went wrong is one sentence on stderr.";
+Exit codes: 0 done, 1 no daemon answers, it reports an error, (status) it is not ready or (doctor)
+something is amiss, 2 wrong arguments. What went wrong is one sentence on stderr.";
 
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 enum Command {
     /// The daemon and its workers; exits 0 only if the daemon is ready
     ///
@@ -89,6 +90,29 @@ enum Command {
     /// are what was refused while no worker was there, of all pods together.
     #[command(verbatim_doc_comment)]
     Drops(Format),
+    /// What stands in Viaduct's way here, with and without a daemon; exits 0 if nothing is amiss
+    ///
+    /// Looks at this machine and at the network namespace it runs in, and asks the daemon if there
+    /// is one: run it as root, where viaductd runs. RESULT is "ok", "amiss", or "unknown" where it
+    /// could not be found out, which is no failure. What to do about it stands below the table.
+    #[command(verbatim_doc_comment)]
+    Doctor(Examination),
+}
+
+/// What `viaduct doctor` looks at.
+#[derive(Args, Clone, Debug)]
+struct Examination {
+    #[command(flatten)]
+    format: Format,
+    /// The daemon's configuration; it names the socket too, if --socket does not
+    #[arg(long, value_name = "FILE", default_value = "/etc/viaduct/viaduct.toml")]
+    config: PathBuf,
+    /// Directory of the container runtime's CNI configurations
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    cni_conf: PathBuf,
+    /// Directory of CNI plugins
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    cni_bin: PathBuf,
 }
 
 /// How a listing is printed.
@@ -127,6 +151,8 @@ enum CliError {
     },
     #[error("viaductd is not ready: {0}")]
     NotReady(String),
+    #[error("things amiss: {count}; mend them as the doctor says")]
+    Amiss { count: usize },
     #[error("cannot write to standard output: {0}; make room where it goes")]
     Write(#[from] io::Error),
 }
@@ -155,6 +181,35 @@ fn run(socket: &Path, command: Command, out: &mut impl Write) -> Result<(), CliE
         Command::Ports(format) => list(socket, Listing::Ports, format, views::ports, out),
         Command::Routes(format) => list(socket, Listing::Routes, format, views::routes, out),
         Command::Drops(format) => list(socket, Listing::Drops, format, views::drops, out),
+        Command::Doctor(examination) => examine(socket, examination, out),
+    }
+}
+
+/// Looks at the machine, and says what it found.
+fn examine(socket: &Path, examination: Examination, out: &mut impl Write) -> Result<(), CliError> {
+    let Examination { format, config, cni_conf, cni_bin } = examination;
+    let socket = (socket != Path::new(SOCKET_DEFAULT)).then(|| socket.to_owned());
+    let places = Places { config, socket, cni_conf, cni_bin };
+    let facts = Facts::read(&places, |socket| read_status(socket).map_err(|e| e.to_string()));
+    let rows = doctor::examine(&facts);
+    if format.json {
+        let mut array = Array::new(out);
+        rows.iter().try_for_each(|row| array.row(&serde_json::json!(row)))?;
+        array.end()?;
+    } else {
+        out.write_all(views::doctor(&rows).as_bytes())?;
+        out.flush()?;
+    }
+    match rows.iter().filter(|row| row.ok == Some(false)).count() {
+        0 => Ok(()),
+        count => Err(CliError::Amiss { count }),
+    }
+}
+
+fn read_status(socket: &Path) -> Result<Status, CliError> {
+    match fetch(socket, Call::List(Listing::Status))? {
+        Reply::Listing(value) => Ok(serde_json::from_value(value)?),
+        _ => Err(CliError::NotAListing { socket: socket.to_owned() }),
     }
 }
 

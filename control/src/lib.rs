@@ -4,6 +4,7 @@ pub mod cli;
 pub mod config;
 mod connections;
 pub mod daemon;
+pub mod doctor;
 pub mod endpoint;
 pub mod engine;
 pub mod ethtool;

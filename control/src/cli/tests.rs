@@ -13,6 +13,7 @@ use std::time::Instant;
 use tempfile::TempDir;
 
 use super::*;
+use crate::doctor::Row;
 use crate::report::tests::{sample, sample_drops, sample_routes};
 use crate::report::{Report, RouteRow};
 use crate::server::{ControlServer, Incoming, page};
@@ -253,6 +254,66 @@ fn drops_are_shown_to_people_with_most_packets_first() {
     assert_eq!(counts, ["17", "9", "3", "2", "1"]);
 }
 
+fn doctor(format: Format) -> Command {
+    let nowhere = || PathBuf::from("/nonexistent");
+    Command::Doctor(Examination {
+        format,
+        config: nowhere(),
+        cni_conf: nowhere(),
+        cni_bin: nowhere(),
+    })
+}
+
+#[test]
+fn the_doctor_needs_no_daemon_and_fails_when_something_is_amiss() {
+    let help = Arguments::command().render_long_help().to_string();
+    assert!(help.contains("doctor"));
+    let socket = Path::new("/nonexistent/viaduct.sock");
+    let mut out = Vec::new();
+    let error = run(socket, doctor(JSON), &mut out).expect_err("there is no configuration");
+    assert!(error.to_string().contains("amiss"), "{error}");
+    let rows: Vec<Row> = serde_json::from_slice(&out).expect("an array of rows");
+    let of = |check| rows.iter().find(|row| row.check == check).expect(check);
+    assert_eq!(of("configuration").ok, Some(false));
+    assert!(of("configuration").found.contains("/nonexistent"));
+    assert_eq!(of("daemon").ok, None, "no daemon is no failure");
+    assert!(of("daemon").found.contains("/nonexistent/viaduct.sock"));
+    let mut out = Vec::new();
+    assert!(run(socket, doctor(TABLE), &mut out).is_err());
+    assert!(String::from_utf8(out).expect("text").contains("amiss"));
+}
+
+#[test]
+fn the_doctor_says_what_to_do_below_its_table() {
+    let row = |check: &str, ok, mend: &str| Row {
+        check: check.to_owned(),
+        ok,
+        found: format!("what {check} is"),
+        mend: mend.to_owned(),
+    };
+    let rows = [
+        row("kernel", Some(true), ""),
+        row("rule", Some(false), "put it\x1b back"),
+        row("hugepages", Some(true), "reserve some"),
+        row("daemon", None, ""),
+    ];
+    let expected = "\
+CHECK      RESULT   FOUND
+kernel     ok       what kernel is
+rule       amiss    what rule is
+hugepages  ok       what hugepages is
+daemon     unknown  what daemon is
+
+To mend:
+  rule: put it? back
+
+Could be better:
+  hugepages: reserve some
+";
+    assert_eq!(views::doctor(&rows), expected);
+    assert!(!views::doctor(&rows[..1]).contains(':'), "nothing to mend");
+}
+
 #[test]
 #[ignore = "prints tables and help for eyes: run with --ignored --nocapture"]
 fn prints_everything() {
@@ -264,7 +325,7 @@ fn prints_everything() {
     println!("{}", views::drops(&sample_drops(&sample())));
     let mut command = Arguments::command();
     println!("{}", command.render_help());
-    for name in ["status", "pods", "ports", "routes", "drops"] {
+    for name in ["status", "pods", "ports", "routes", "drops", "doctor"] {
         println!("{}", command.find_subcommand_mut(name).expect(name).render_long_help());
     }
 }

@@ -7,6 +7,7 @@ use std::fmt::Display;
 use super::figures::{bytes, count, duration, percent};
 use super::table::Align::{Left, Right};
 use super::table::Table;
+use crate::doctor::Row;
 use crate::report::{
     DropRow, FallbackAction, PodRow, PodState, PortRow, RouteRow, Status, WorkerRow,
 };
@@ -243,6 +244,38 @@ pub(super) fn drops(rows: &[DropRow]) -> String {
         ]);
     }
     table.to_string()
+}
+
+/// What the doctor found, and below it what to do: sentences of that length would tear columns.
+pub(super) fn doctor(rows: &[Row]) -> String {
+    let mut table = Table::new([(Left, "CHECK"), (Left, "RESULT"), (Left, "FOUND")]);
+    for row in rows {
+        table.row([row.check.clone(), result(row).to_owned(), row.found.clone()]);
+    }
+    let amiss = |row: &&Row| row.ok == Some(false);
+    let mends = [
+        ("To mend:", rows.iter().filter(amiss).collect::<Vec<_>>()),
+        ("Could be better:", rows.iter().filter(|row| !amiss(row)).collect()),
+    ];
+    let mut blocks = vec![table.to_string()];
+    for (title, rows) in mends {
+        let lines = rows.iter().filter(|row| !row.mend.is_empty());
+        let lines: Vec<String> =
+            lines.map(|row| format!("  {}: {}\n", row.check, row.mend)).collect();
+        if !lines.is_empty() {
+            let lines = lines.concat().replace(|c: char| c.is_control() && c != '\n', "?");
+            blocks.push(format!("{title}\n{lines}"));
+        }
+    }
+    blocks.join("\n")
+}
+
+fn result(row: &Row) -> &'static str {
+    match row.ok {
+        Some(true) => "ok",
+        Some(false) => "amiss",
+        None => "unknown",
+    }
 }
 
 /// A container ID as container tools print it; names of pods and devices as they are.

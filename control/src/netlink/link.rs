@@ -5,7 +5,7 @@ use netlink_packet_core::{DefaultNla, NLA_F_NESTED, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth,
-    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, LinkXdp, State,
 };
 use rustix::io::Errno;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -55,6 +55,8 @@ pub struct Link {
     pub tx_queues: u32,
     /// Index of the bridge or bond it belongs to.
     pub controller: Option<u32>,
+    /// Id of an XDP program that runs on it, in whatever mode.
+    pub xdp_program: Option<u32>,
 }
 
 impl Link {
@@ -79,6 +81,7 @@ impl Link {
                 LinkAttribute::NumRxQueues(count) => link.rx_queues = count,
                 LinkAttribute::NumTxQueues(count) => link.tx_queues = count,
                 LinkAttribute::Controller(index) => link.controller = Some(index),
+                LinkAttribute::Xdp(facts) => link.xdp_program = facts.iter().find_map(xdp_program),
                 LinkAttribute::LinkInfo(infos) => {
                     link.kind = infos.iter().find_map(|info| match info {
                         LinkInfo::Kind(kind) => Some(kind.to_string()),
@@ -89,6 +92,18 @@ impl Link {
             }
         }
         link
+    }
+}
+
+/// With programs in several modes the kernel names each of them, and none as "the" program
+/// (net/core/rtnetlink.c, `rtnl_xdp_fill`).
+fn xdp_program(fact: &LinkXdp) -> Option<u32> {
+    match fact {
+        LinkXdp::ProgId(id)
+        | LinkXdp::DrvProgId(id)
+        | LinkXdp::SkbProgId(id)
+        | LinkXdp::HwProgId(id) => (*id != 0).then_some(*id),
+        _ => None,
     }
 }
 

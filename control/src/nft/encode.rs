@@ -14,9 +14,10 @@ const NESTED: u16 = 1 << 15;
 /// The bits of an attribute type that are not flags (`NLA_TYPE_MASK`).
 const ATTRIBUTE_TYPE_MASK: u16 = 0x3fff;
 
-/// `NLM_F_REQUEST`, `NLM_F_ACK`, `NLM_F_CREATE`, `NLM_F_APPEND`.
+/// `NLM_F_REQUEST`, `NLM_F_ACK`, `NLM_F_DUMP`, `NLM_F_CREATE`, `NLM_F_APPEND`.
 const REQUEST: u16 = 0x001;
 const ACK: u16 = 0x004;
+const DUMP: u16 = 0x300;
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 
@@ -27,7 +28,8 @@ const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 /// `NFPROTO_INET`: IPv4 and IPv6 in one table.
 pub(super) const FAMILY_INET: u8 = 1;
-const FAMILY_UNSPECIFIED: u8 = 0;
+/// `NFPROTO_UNSPEC`: in a question, every family.
+pub(super) const FAMILY_UNSPECIFIED: u8 = 0;
 
 /// Attribute that names the table, the same number in messages about tables, chains, rules, sets
 /// and elements (`NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, …).
@@ -39,7 +41,9 @@ pub(super) mod message {
     pub(crate) const GETTABLE: u8 = 1;
     pub(crate) const DELTABLE: u8 = 2;
     pub(crate) const NEWCHAIN: u8 = 3;
+    pub(crate) const GETCHAIN: u8 = 4;
     pub(crate) const NEWRULE: u8 = 6;
+    pub(crate) const GETRULE: u8 = 7;
     pub(crate) const NEWSET: u8 = 9;
     pub(crate) const NEWSETELEM: u8 = 12;
 }
@@ -140,6 +144,14 @@ impl Batch {
     pub(super) fn single(kind: u8, object: &str, content: impl FnOnce(&mut Attributes)) -> Batch {
         let mut batch = Batch { bytes: Vec::new(), steps: Vec::new() };
         batch.push(kind, object.to_owned(), 0, content);
+        batch
+    }
+
+    /// A question for every object of a kind, in one family or in all.
+    pub(super) fn list(kind: u8, family: u8, content: impl FnOnce(&mut Attributes)) -> Batch {
+        let mut batch = Batch { bytes: Vec::new(), steps: Vec::new() };
+        let full = u16::from_be_bytes([SUBSYSTEM, kind]);
+        batch.message(full, Some(kind), "a list".to_owned(), DUMP, [family, 0, 0, 0], content);
         batch
     }
 

@@ -20,6 +20,8 @@ pub(super) const RECEIVE_BUFFER_BYTES: usize = 64 << 10;
 
 /// `NLMSG_ERROR`: an acknowledgement or an error.
 const KIND_ERROR: u16 = 2;
+/// `NLMSG_DONE`: the end of a list, with an error number or 0.
+const KIND_DONE: u16 = 3;
 /// `NLM_F_ACK_TLVS`: attributes that explain follow the error.
 const FLAG_EXPLAINED: u16 = 0x200;
 /// Bytes of `struct nlmsgerr`: the error and the header of the message it is about.
@@ -95,6 +97,29 @@ impl Exchange {
         match found {
             Some(Ok(found)) => Ok(found),
             Some(Err(answer)) => Err(refused(question, answer)),
+            None => Err(NftError::Unconfirmed),
+        }
+    }
+
+    /// Asks for a list and gives each message of it to `each`. When one part is taken out of the
+    /// receive queue the kernel puts the next one in (net/netlink/af_netlink.c, `netlink_recvmsg`),
+    /// so here too what is not there will not come.
+    pub(super) fn list(
+        &mut self,
+        question: &Batch,
+        mut each: impl FnMut(&Received<'_>),
+    ) -> Result<(), NftError> {
+        let mut end = None;
+        self.send(question)?;
+        self.receive(|message| match message.kind {
+            KIND_DONE | KIND_ERROR => end = u32_at(message.payload, 0).map(u32::cast_signed),
+            _ => each(message),
+        })?;
+        match end {
+            Some(0) => Ok(()),
+            Some(code) => {
+                Err(NftError::List { source: io::Error::from_raw_os_error(code.saturating_neg()) })
+            }
             None => Err(NftError::Unconfirmed),
         }
     }

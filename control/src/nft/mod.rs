@@ -4,14 +4,16 @@
 //! The table is written by netlink: executing `nft` would cost 2 to 3 ms each time and a package
 //! on the node. Every write is one nfnetlink batch, which the kernel applies whole or not at all
 //! (include/uapi/linux/netfilter/nfnetlink.h, NFNL_MSG_BATCH_BEGIN), and it names no table but
-//! ours: rules of kube-proxy, of a firewall or of an operator are never read or changed.
+//! ours: rules of kube-proxy, of a firewall or of an operator are never changed.
 //!
 //! What the table holds, and why, stands in `ruleset.rs`; `encode.rs` and `expressions.rs` make the
-//! bytes of the messages; `exchange.rs` sends them and reads the answers.
+//! bytes of the messages; `exchange.rs` sends them and reads the answers. `forward.rs` alone looks
+//! at tables of others, for `viaduct doctor`.
 
 mod encode;
 mod exchange;
 mod expressions;
+mod forward;
 mod intervals;
 mod monitor;
 mod ruleset;
@@ -22,6 +24,7 @@ use ipnet::IpNet;
 
 use encode::{Batch, message};
 use exchange::Exchange;
+pub use forward::{Accepted, ForwardChain};
 pub use monitor::NftMonitor;
 
 /// Name of the only table that Viaduct writes (family `inet`, so it covers IPv4 and IPv6).
@@ -96,6 +99,12 @@ pub enum NftError {
     /// The kernel took a batch and neither confirmed nor refused it.
     #[error("the kernel did not confirm table inet viaduct; try again")]
     Unconfirmed,
+    /// The kernel does not list its chains or rules.
+    #[error("cannot list the chains and rules of nf_tables ({source}); run this as root")]
+    List {
+        /// What the kernel answered.
+        source: io::Error,
+    },
     /// A name that no interface can have.
     #[error("{name:?} is no interface name; give one of 1 to 15 bytes without a zero byte")]
     InterfaceName {
@@ -149,6 +158,15 @@ impl NftTable {
             attributes.text(encode::TABLE_NAME, TABLE);
         });
         self.exchange.exists(&question)
+    }
+
+    /// The chains of everybody that drop forwarded packets unless a rule takes them, with the rules
+    /// that let pods' packets through. Reads only.
+    ///
+    /// # Errors
+    /// [`NftError::Exchange`], [`NftError::List`] or [`NftError::Unconfirmed`].
+    pub fn dropping_forward_chains(&mut self) -> Result<Vec<ForwardChain>, NftError> {
+        forward::dropping(&mut self.exchange)
     }
 
     /// Opens a monitor that tells when a process other than the holder of this `NftTable` changes

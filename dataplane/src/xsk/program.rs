@@ -23,7 +23,9 @@ mod error;
 mod link;
 mod maps;
 
+pub use bpf_dir::check_bpf_dir;
 pub use error::ProgramError;
+pub use link::pinned_program;
 pub use maps::{Fallback, PORTS_MAX, PortEntry, PortKind, SOURCES_MAX, WORKERS_MAX};
 
 use maps::Maps;
@@ -58,7 +60,7 @@ impl Programs {
     pub fn load(bpf_dir: &Path) -> Result<Programs, ProgramError> {
         libbpf_rs::set_print(Some((PrintLevel::Debug, trace)));
         bpf_dir::prepare(bpf_dir)?;
-        let links = bpf_dir.join("links");
+        let links = bpf_dir.join(link::LINKS);
         bpf_dir::create(&links)?;
 
         let load_error = |program| move |source| ProgramError::Load { program, source };

@@ -13,13 +13,16 @@ use super::ProgramError;
 /// read without CAP_SYS_PTRACE.
 const MOUNTS_OF_PID_1: &str = "/proc/1/mountinfo";
 
-/// Creates `path` and checks that what is pinned in it stays.
+/// Checks that what is pinned in `path` would stay. Changes nothing; `path` need not exist yet.
 ///
 /// `ip netns exec` mounts a bpffs of its own, in a mount namespace of its own: pins made there
 /// vanish with the process, and with them the fallback of every port. So the filesystem must be
 /// mounted for PID 1 too. In a container with a PID namespace of its own, PID 1 is the container's,
 /// and this proves less: give it the host's /sys/fs/bpf.
-pub(super) fn prepare(path: &Path) -> Result<(), ProgramError> {
+///
+/// # Errors
+/// [`ProgramError::NotBpffs`], [`ProgramError::PrivateMount`], or a folder cannot be looked at.
+pub fn check_bpf_dir(path: &Path) -> Result<(), ProgramError> {
     let not_bpffs = || ProgramError::NotBpffs { path: path.into() };
     let error = |source| ProgramError::Directory { path: path.into(), source };
     // Looked at before anything is made: a folder left on the wrong filesystem would be litter.
@@ -33,6 +36,12 @@ pub(super) fn prepare(path: &Path) -> Result<(), ProgramError> {
     if !is_mounted_for_pid_1(device)? {
         return Err(ProgramError::PrivateMount { path: path.into() });
     }
+    Ok(())
+}
+
+/// Creates `path`, once it is known that what is pinned in it stays.
+pub(super) fn prepare(path: &Path) -> Result<(), ProgramError> {
+    check_bpf_dir(path)?;
     create(path)
 }
 

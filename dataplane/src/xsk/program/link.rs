@@ -15,6 +15,9 @@ use libbpf_rs::{Link, Program, Xdp, XdpFlags};
 
 use super::ProgramError;
 
+/// The folder of pinned links in `bpf_dir`, each named as its device.
+pub(super) const LINKS: &str = "links";
+
 /// Makes the link pinned at `pin` run `program` on `ifindex`, whatever is pinned there now.
 pub(super) fn attach(pin: &Path, ifindex: u32, program: &Program<'_>) -> Result<(), ProgramError> {
     if adopt(pin, ifindex, program)? {
@@ -53,6 +56,16 @@ pub(super) fn detach(pin: &Path) -> Result<(), ProgramError> {
         }
         _ => Ok(()),
     }
+}
+
+/// The id of the program that the link pinned as `links/<name>` in `bpf_dir` runs; `None` if there
+/// is no link that this process can open. Changes nothing.
+#[must_use]
+pub fn pinned_program(bpf_dir: &Path, name: &str) -> Option<u32> {
+    let pin = bpf_dir.join(LINKS).join(name);
+    // libbpf would complain about a missing file on stderr.
+    let link = pin.exists().then(|| Link::open(&pin).ok()).flatten()?;
+    Some(link.info().ok()?.prog_id)
 }
 
 /// Swaps `program` into the link pinned at `pin` if it is attached to `ifindex`. The device is
