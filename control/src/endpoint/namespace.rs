@@ -25,9 +25,10 @@ impl Drop for Home {
 /// Aborts the process if the thread cannot come back, which the kernel refuses only to a process
 /// that has lost CAP_SYS_ADMIN.
 pub fn in_namespace<T>(netns: BorrowedFd<'_>, visit: impl FnOnce() -> T) -> io::Result<T> {
-    let home = Home(File::open("/proc/thread-self/ns/net")?);
-    // If this fails the thread has not moved, and coming home is a move to where it is.
+    let home = File::open("/proc/thread-self/ns/net")?;
     enter(netns)?;
+    // Not before: who may not move away may not come home either, and need not.
+    let home = Home(home);
     let result = visit();
     drop(home);
     Ok(result)
@@ -41,7 +42,24 @@ fn enter(netns: BorrowedFd<'_>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+
     use super::*;
+
+    #[test]
+    fn without_the_right_to_move_nothing_runs_and_the_process_lives() {
+        // Capabilities are a thread's own.
+        let visitor = std::thread::spawn(|| {
+            let nothing = CapabilitySet::empty();
+            let none =
+                CapabilitySets { effective: nothing, permitted: nothing, inheritable: nothing };
+            set_capabilities(None, none).expect("capabilities can be given up");
+            let own = File::open("/proc/thread-self/ns/net").expect("open");
+            in_namespace(own.as_fd(), || panic!("must not run"))
+        });
+        let refused = visitor.join().expect("no panic").expect_err("no right to move");
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+    }
 
     #[test]
     fn a_descriptor_of_something_else_is_refused_and_nothing_runs() {
