@@ -36,8 +36,6 @@ pub struct Kicked {
     pub refused: u64,
     /// The kernel has not taken everything: kick again in the next pass.
     pub pending: bool,
-    /// The interface is gone: the port is of no more use.
-    pub gone: bool,
 }
 
 /// Packets that the kernel dropped at the socket: totals since the socket was made.

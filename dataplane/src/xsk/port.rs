@@ -178,16 +178,17 @@ impl PacketIo for XskPort {
                 Err(Errno::BUSY) => kicked.refused += 1,
                 // The send buffer is full, or memory is short: try again in the next pass.
                 Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => break,
+                // The interface is gone; control takes the port away.
                 Err(_) => {
-                    kicked.gone = true;
-                    break;
+                    self.uncommitted = false;
+                    return kicked;
                 }
             }
             if self.socket.tx.pending() == 0 {
                 break;
             }
         }
-        kicked.pending = self.socket.tx.pending() > 0 && !kicked.gone;
+        kicked.pending = self.socket.tx.pending() > 0;
         self.uncommitted = kicked.pending;
         kicked
     }
