@@ -14,6 +14,7 @@ pub mod checksum;
 pub mod counters;
 pub mod crossing;
 pub mod drop;
+pub mod fragment;
 pub mod frame;
 pub mod icmp;
 pub mod neighbor;
