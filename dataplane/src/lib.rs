@@ -3,9 +3,9 @@
 //! Read [`worker`] first: it is the packet path, top to bottom.
 //!
 //! ```text
-//! drop, frame, port ◄── parse ◄── source, offload, checksum ◄── tables ◄── worker
-//!        ▲                                                                  │ owns
-//!        └── xsk (AF_XDP, the only unsafe), sim (a port in memory) ◄────────┘
+//! drop, frame, port ◄── parse ◄── source, offload, checksum ◄── fib, tables ◄── worker
+//!        ▲                                                                       │ owns
+//!        └── xsk (AF_XDP, the only unsafe), sim (a port in memory) ◄─────────────┘
 //! ```
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::panic))]
@@ -14,6 +14,7 @@ pub mod checksum;
 pub mod counters;
 pub mod crossing;
 pub mod drop;
+pub mod fib;
 pub mod fragment;
 pub mod frame;
 pub mod icmp;

@@ -5,9 +5,12 @@ mod harness;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::rc::Rc;
 
 use dataplane::drop::DropReason;
+use dataplane::fib::{Action, ActionId, Fib, NextHop, UplinkId, flow_hash};
+use dataplane::tables::Prefix;
 use harness::packet::{Check, packet};
 use harness::{A, B, C, Direction, ENDS, FAR_V4, FAR_V6, NOBODY_V4, NODE, Node, PLAIN, Setup};
 
@@ -125,4 +128,48 @@ fn a_million_packets_allocate_nothing() {
         assert!(node.drops(A.id, Direction::FromPod, reason) > 1_000, "{reason:?}");
     }
     assert!(node.counters(A.id, Direction::ToPod).packets.get() > 100_000);
+}
+
+#[test]
+fn a_route_allocates_nothing() {
+    let mut fib = Fib::default();
+    fib.set_tables(2);
+    let via = |n: u8, mac| NextHop {
+        uplink: UplinkId(n),
+        via: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, n))),
+        mac,
+        weight: 1 + u16::from(n),
+    };
+    let on_link = NextHop { uplink: UplinkId(0), via: None, mac: None, weight: 1 };
+    let group = vec![via(0, Some([0; 6])), via(1, Some([1; 6])), via(2, None)];
+    fib.set_action(ActionId(0), Action::Throw);
+    fib.set_action(ActionId(1), Action::Uplink { hops: group, mtu: Some(1400) });
+    fib.set_action(ActionId(2), Action::Uplink { hops: vec![on_link], mtu: None });
+    let v4 = |n: u32| IpAddr::V4(Ipv4Addr::from(10 << 24 | n));
+    let v6 = |n: u32| IpAddr::V6(Ipv6Addr::from(0xfd00 << 112 | u128::from(n)));
+    let mut add = |table, address, len, id| {
+        fib.insert(table, Prefix { address, len }, ActionId(id));
+    };
+    add(0, v4(0), 8, 0);
+    add(1, v6(0), 8, 1);
+    for n in 0..256 {
+        add(1, v4(n << 16), 16, 1 + n % 2);
+        add(1, v6(n), 128, 2);
+    }
+    for n in (0..256).step_by(4) {
+        fib.set_neighbor(UplinkId(0), v4(n << 16 | 1), Some([3; 6]));
+        fib.set_neighbor(UplinkId(0), v6(n), Some([3; 6]));
+    }
+    let before = ALLOCATIONS.get();
+    let (mut found, mut none) = (0, 0);
+    for n in 0..100_000 {
+        for dst in [v4(((n % 256) << 16) | 1), v6(n % 512)] {
+            match fib.route(dst, flow_hash(v4(7), dst, 6, n)) {
+                Some(_) => found += 1,
+                None => none += 1,
+            }
+        }
+    }
+    assert_eq!(ALLOCATIONS.get() - before, 0, "allocations of lookups");
+    assert!(found > 50_000 && none > 50_000, "{found} found, {none} not");
 }
