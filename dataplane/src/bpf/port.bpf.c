@@ -1,11 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
  * Generic XDP on every pod's host end and on viaduct1: hands each packet to the port's worker, or,
- * while the worker is gone, does what the port's entry says. An XSK leaves its map when its process
- * dies, so the fallback needs nobody's help (net/xdp/xsk.c, xsk_release).
- *
- * XSKs of a dying process close one after another. A worker's two sentinels are at its lowest and
- * highest descriptor: one of them missing takes all ports of the worker to the fallback at once.
+ * while the worker is gone (`workers.h`), does what the port's entry says.
  *
  * In the fallback nobody stands between a pod and the node's kernel, so a pod's packet is checked
  * first: it is dropped unless its addresses are the pod's. VLAN tags that veth carries beside the
@@ -23,14 +19,10 @@
 #include <bpf/bpf_helpers.h>
 
 #include "marker.h"
+#include "workers.h"
 
-#define PORTS_MAX 4096
-/* Two for each of 32 workers. */
-#define SENTINELS_MAX 64
 /* Four for each port. */
 #define SOURCES_MAX 16384
-/* Room for more: a pinned map of another size could not be taken over by the next version. */
-#define OUTCOMES_MAX 32
 /* Longest chain of IPv6 extension headers looked through; real ones have one or two. */
 #define EXTENSION_HEADERS_MAX 8
 /* Most neighbour discovery options looked at; kernels send one or two. */
@@ -59,20 +51,6 @@ struct {
 	__type(value, struct port);
 	__uint(max_entries, PORTS_MAX);
 } ports SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_XSKMAP);
-	__type(key, __u32); /* slot */
-	__type(value, __u32);
-	__uint(max_entries, PORTS_MAX);
-} sockets SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_XSKMAP);
-	__type(key, __u32); /* worker * 2, worker * 2 + 1 */
-	__type(value, __u32);
-	__uint(max_entries, SENTINELS_MAX);
-} sentinels SEC(".maps");
 
 /* Present: the pod at the port may send from the address. */
 struct {
@@ -304,14 +282,6 @@ static __always_inline enum outcome check_pod(struct xdp_md *ctx, const struct p
 	if (ethernet.h_source[0] != MARKER_FIRST && !same_mac(ethernet.h_source, port->mac))
 		return SOURCE_MAC;
 	return ethernet.h_proto == bpf_htons(ETH_P_IP) ? check_ipv4(ctx) : check_ipv6(ctx, port);
-}
-
-static __always_inline bool worker_is_there(__u32 worker)
-{
-	__u32 low = worker * 2;
-	__u32 high = low + 1;
-
-	return bpf_map_lookup_elem(&sentinels, &low) && bpf_map_lookup_elem(&sentinels, &high);
 }
 
 /* Counts what became of the packet and answers the XDP action for it. */

@@ -7,3 +7,4 @@ pub mod program;
 pub mod ring;
 pub mod sentinel;
 pub mod socket;
+pub mod uplink;

@@ -4,9 +4,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use libc::{XDP_PKT_CONTD, XDP_TX_METADATA, xdp_desc};
 use rustix::io::Errno;
-use rustix::net::{SendFlags, sockopt};
+use rustix::net::{RecvFlags, SendFlags, sockopt};
 
-use super::socket::{RingSizes, Socket, TX_METADATA_BYTES};
+use super::socket::{RingSizes, Sends, Socket, TX_METADATA_BYTES};
 use crate::frame::{FRAME_BYTES, FramePool, HEADROOM, Packet};
 use crate::port::{KernelDrops, Kicked, PacketIo, Partial};
 use crate::share::Share;
@@ -16,6 +16,9 @@ const TXMD_CHECKSUM: u64 = 1 << 1;
 
 /// Wake-ups tried in one kick: each sends a ring full, or stops at one refused packet.
 const KICKS_MAX: u32 = 64;
+
+/// The same in zero-copy mode, where a wake-up starts the driver and does not wait for it.
+const ZERO_COPY_KICKS: u32 = 1;
 
 /// Rings of a pod's port. The tx ring holds 56 super-packets of 18 frames.
 pub const POD_RINGS: RingSizes = RingSizes { fill: 512, completion: 1024, rx: 512, tx: 1024 };
@@ -29,6 +32,14 @@ pub const NODE_RINGS: RingSizes = RingSizes { fill: 2048, completion: 2048, rx: 
 /// Frames the node port may hold to receive into.
 pub const NODE_SHARE: Share = Share::between(512, NODE_RINGS.fill);
 
+/// Rings of each queue of an uplink: what two or three NIC rings hold, so that a worker which is
+/// scheduled away for a while loses nothing.
+pub const UPLINK_RINGS: RingSizes = RingSizes { fill: 2048, completion: 2048, rx: 2048, tx: 2048 };
+
+/// Frames a queue of an uplink may hold to receive into. Many from the start: a wire does not wait,
+/// and in zero-copy mode the NIC takes those that its own ring holds as well.
+pub const UPLINK_SHARE: Share = Share::between(1024, UPLINK_RINGS.fill);
+
 /// A bound socket as a port.
 #[derive(Debug)]
 pub struct XskPort {
@@ -40,6 +51,10 @@ pub struct XskPort {
     /// The rest of the present packet is thrown away: one of its descriptors was bad.
     skipping: bool,
     uncommitted: bool,
+    /// Frames were added to the fill ring since the driver was last woken to take them.
+    refilled: bool,
+    /// Packets lost since the last kick: the interface could not have sent them.
+    refused: u64,
 }
 
 impl XskPort {
@@ -53,6 +68,9 @@ impl XskPort {
             partial: None,
             skipping: false,
             uncommitted: false,
+            // By whoever made the socket.
+            refilled: true,
+            refused: 0,
         }
     }
 
@@ -83,6 +101,47 @@ impl XskPort {
             pool.release(packet);
         }
         None
+    }
+
+    /// The packet in a form that the socket can send: a chain too long for it is copied together.
+    /// `None`, and the packet freed, when it has no such form, or there are no frames for it.
+    fn fit(
+        &self,
+        pool: &mut FramePool,
+        packet: Packet,
+        partial: Option<Partial>,
+    ) -> Option<Packet> {
+        let Sends { tx_metadata, segments_max, zero_copy: _ } = self.socket.sends;
+        if partial.is_some() && !tx_metadata {
+            pool.release(packet);
+            return None;
+        }
+        if packet.frames() <= segments_max {
+            return Some(packet);
+        }
+        let mut copy = pool.chain(packet.len());
+        if let Some(copy) = &mut copy {
+            pool.copy_between(&packet, 0, copy, 0);
+        }
+        pool.release(packet);
+        match copy {
+            Some(copy) if copy.frames() > segments_max => {
+                pool.release(copy);
+                None
+            }
+            copy => copy,
+        }
+    }
+
+    /// Wakes a driver that has run out of frames to receive into and has got new ones: it sleeps
+    /// until then (Documentation/networking/af_xdp.rst, "XDP_USE_NEED_WAKEUP bind flag"). A driver
+    /// that falls asleep just after this look is woken in the next pass.
+    fn wake_receiver(&mut self) {
+        if self.refilled && self.socket.fill.needs_wakeup() {
+            self.refilled = false;
+            // An interface that is down has no receiver; it starts with what is in the ring.
+            let _woken = rustix::net::recv(&self.socket.fd, &mut [0u8; 0][..], RecvFlags::DONTWAIT);
+        }
     }
 
     /// Writes the request to complete a checksum before the packet's bytes.
@@ -120,12 +179,17 @@ impl PacketIo for XskPort {
     fn transmit(
         &mut self,
         pool: &mut FramePool,
-        mut packet: Packet,
+        packet: Packet,
         partial: Option<Partial>,
     ) -> Result<(), Packet> {
-        if !self.socket.tx.fits(packet.frames() as u32) {
+        let segments = packet.frames().min(self.socket.sends.segments_max);
+        if !self.socket.tx.fits(segments as u32) {
             return Err(packet);
         }
+        let Some(mut packet) = self.fit(pool, packet, partial) else {
+            self.refused += 1;
+            return Ok(());
+        };
         let mut options = 0;
         if let Some(partial) = partial {
             self.write_metadata(pool, &mut packet, partial);
@@ -158,16 +222,20 @@ impl PacketIo for XskPort {
         }
         if room > 0 {
             self.socket.fill.commit();
+            self.refilled = true;
         }
+        self.wake_receiver();
     }
 
     fn kick(&mut self) -> Kicked {
-        let mut kicked = Kicked::default();
+        let refused = std::mem::take(&mut self.refused);
+        let mut kicked = Kicked { refused, pending: false };
         if !self.uncommitted {
             return kicked;
         }
         self.socket.tx.commit();
-        for _ in 0..KICKS_MAX {
+        let tries = if self.socket.sends.zero_copy { ZERO_COPY_KICKS } else { KICKS_MAX };
+        for _ in 0..tries {
             if !self.socket.tx.needs_wakeup() {
                 break;
             }
@@ -176,8 +244,9 @@ impl PacketIo for XskPort {
                 // The interface refused one packet and the kernel went no further
                 // (net/xdp/xsk.c, __xsk_generic_xmit).
                 Err(Errno::BUSY) => kicked.refused += 1,
-                // The send buffer is full, or memory is short: try again in the next pass.
-                Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => break,
+                // The send buffer is full, or memory is short: try again in the next pass. Or the
+                // interface is down: what is in the ring is sent when it is up again.
+                Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR | Errno::NETDOWN) => break,
                 // The interface is gone; control takes the port away.
                 Err(_) => {
                     self.uncommitted = false;

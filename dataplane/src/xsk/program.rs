@@ -1,5 +1,6 @@
-//! The BPF programs and the maps they share with us: `port` on every port's host end, `marker` on
-//! the pod's end. Loaded from committed objects, so users need no compiler (`scripts/bpf`).
+//! The BPF programs and the maps they share with us: `port` on every pod's host end and on
+//! `viaduct1`, `uplink` on the NICs, `marker` on the pod's end. Loaded from committed objects, so
+//! users need no compiler (`scripts/bpf`).
 //!
 //! Maps and XDP links are pinned in `bpf_dir` and outlive the daemon: once its XSKs are gone `port`
 //! falls back by itself, and the next daemon takes over what it finds. The truth is what is pinned,
@@ -22,15 +23,21 @@ mod bpf_dir;
 mod error;
 mod link;
 mod maps;
+mod steering;
+mod uplink;
 
 pub use bpf_dir::check_bpf_dir;
 pub use error::ProgramError;
-pub use link::pinned_program;
+pub use link::{AttachMode, Attached, pinned_program};
 pub use maps::{Fallback, PORTS_MAX, PortEntry, PortKind, SOURCES_MAX, WORKERS_MAX};
+pub use steering::{DIRECT_PREFIXES_MAX, POD_PREFIXES_MAX, Steering};
+pub use uplink::{UPLINKS_MAX, UplinkEntry, UplinkProgram, pinned_uplink_program};
 
 use maps::Maps;
+use uplink::UplinkMaps;
 
 const PORT_OBJECT: &[u8] = include_bytes!("../bpf/port.bpf.o");
+const UPLINK_OBJECT: &[u8] = include_bytes!("../bpf/uplink.bpf.o");
 const MARKER_OBJECT: &[u8] = include_bytes!("../bpf/marker.bpf.o");
 
 /// Priority and handle of the marker's tc filter. Fixed, so that attaching again replaces it;
@@ -40,39 +47,40 @@ const MARKER_FILTER: u32 = 0x7664;
 /// The loaded programs and the pinned maps and links.
 #[derive(Debug)]
 pub struct Programs {
+    bpf_dir: PathBuf,
     links: PathBuf,
+    uplink_links: PathBuf,
     port: Object,
+    uplink: Object,
     /// Absent where the kernel lacks what it calls: capability `csum_hint`.
     marker: Option<Object>,
     maps: Maps,
+    uplink_maps: UplinkMaps,
 }
 
 impl Programs {
-    /// Loads both programs; pins their maps in `bpf_dir`, or takes over those pinned there.
+    /// Loads the programs; pins their maps in `bpf_dir`, or takes over those pinned there.
     ///
     /// Creates `bpf_dir` (mode 0700) when it is missing. Entries of maps taken over are kept, so
     /// the caller reconciles [`Programs::ports`] with the ports it knows.
     ///
     /// # Errors
     /// `bpf_dir` is not on a bpffs or not on one that PID 1 sees; a pinned map has another shape;
-    /// the kernel refuses the `port` program. That `marker` does not load is no error but
+    /// the kernel refuses `port` or `uplink`. That `marker` does not load is no error but
     /// [`Programs::csum_hint`] being false.
     pub fn load(bpf_dir: &Path) -> Result<Programs, ProgramError> {
         libbpf_rs::set_print(Some((PrintLevel::Debug, trace)));
         bpf_dir::prepare(bpf_dir)?;
         let links = bpf_dir.join(link::LINKS);
+        let uplink_links = bpf_dir.join(uplink::LINKS);
         bpf_dir::create(&links)?;
+        bpf_dir::create(&uplink_links)?;
 
-        let load_error = |program| move |source| ProgramError::Load { program, source };
-        let mut object = open("port", PORT_OBJECT).map_err(load_error("port"))?;
-        for mut map in object.maps_mut() {
-            let path = bpf_dir.join(map.name());
-            check_shape(&path, [map.key_size(), map.value_size(), map.max_entries()])?;
-            // libbpf takes the map over if the path exists, and pins the new one if it does not.
-            map.set_pin_path(&path).map_err(load_error("port"))?;
-        }
-        let port = object.load().map_err(load_error("port"))?;
-        let maps = Maps::of(&port).map_err(load_error("port"))?;
+        let port = load_pinned(bpf_dir, "port", PORT_OBJECT)?;
+        let maps = Maps::of(&port).map_err(|source| load_error("port", source))?;
+        // Takes over the maps that `port` has just pinned, as far as they share them.
+        let uplink = load_pinned(bpf_dir, "uplink", UPLINK_OBJECT)?;
+        let uplink_maps = UplinkMaps::of(&uplink).map_err(|source| load_error("uplink", source))?;
 
         let marker = match open("marker", MARKER_OBJECT).and_then(OpenObject::load) {
             Ok(marker) => Some(marker),
@@ -81,7 +89,32 @@ impl Programs {
                 None
             }
         };
-        Ok(Programs { links, port, marker, maps })
+        let bpf_dir = bpf_dir.to_owned();
+        Ok(Programs { bpf_dir, links, uplink_links, port, uplink, marker, maps, uplink_maps })
+    }
+
+    /// Makes the folders of links, and pins the maps again, where somebody has removed them. What
+    /// was attached by links that are gone is not attached any more: see [`Programs::links`].
+    /// Returns whether something was missing.
+    ///
+    /// # Errors
+    /// `bpf_dir` is on no bpffs any more, or the kernel refuses.
+    pub fn restore_pins(&mut self) -> Result<bool, ProgramError> {
+        if self.links.is_dir() && self.uplink_links.is_dir() {
+            return Ok(false);
+        }
+        bpf_dir::prepare(&self.bpf_dir)?;
+        bpf_dir::create(&self.links)?;
+        bpf_dir::create(&self.uplink_links)?;
+        for (name, object) in [("port", &mut self.port), ("uplink", &mut self.uplink)] {
+            for mut map in object.maps_mut() {
+                let path = self.bpf_dir.join(map.name());
+                if !path.exists() {
+                    map.pin(&path).map_err(|source| load_error(name, source))?;
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// Whether pods' kernels can tell us checksum state and segment size in the source MAC. It
@@ -100,7 +133,8 @@ impl Programs {
     /// # Errors
     /// [`ProgramError::Occupied`] when the device runs another XDP program.
     pub fn attach(&self, ifindex: u32, name: &str) -> Result<(), ProgramError> {
-        link::attach(&self.pin(name), ifindex, &program(&self.port, "port"))
+        let port = program(&self.port, "port");
+        link::attach(&self.pin(name), ifindex, &port, AttachMode::Generic).map(|_| ())
     }
 
     /// Detaches what [`Programs::attach`] pinned under `name`. Nothing there is no error.
@@ -117,13 +151,7 @@ impl Programs {
     /// # Errors
     /// The folder cannot be read.
     pub fn links(&self) -> Result<Vec<String>, ProgramError> {
-        let error = |source| ProgramError::Directory { path: self.links.clone(), source };
-        let entries = fs::read_dir(&self.links).map_err(error)?;
-        let name = |entry: io::Result<fs::DirEntry>| {
-            let name = entry.map_err(error)?.file_name();
-            Ok(name.to_string_lossy().into_owned())
-        };
-        entries.map(name).collect()
+        names(&self.links)
     }
 
     /// Attaches `marker` to the egress of the device `ifindex` of the calling thread's network
@@ -158,6 +186,33 @@ impl Programs {
         assert!(!name.is_empty() && !name.contains(['/', '.']), "link names are host end names");
         self.links.join(name)
     }
+}
+
+/// Names of the files in a folder of pins.
+fn names(folder: &Path) -> Result<Vec<String>, ProgramError> {
+    let error = |source| ProgramError::Directory { path: folder.into(), source };
+    let entries = fs::read_dir(folder).map_err(error)?;
+    let name = |entry: io::Result<fs::DirEntry>| {
+        let name = entry.map_err(error)?.file_name();
+        Ok(name.to_string_lossy().into_owned())
+    };
+    entries.map(name).collect()
+}
+
+fn load_error(program: &'static str, source: libbpf_rs::Error) -> ProgramError {
+    ProgramError::Load { program, source }
+}
+
+/// Loads a committed object whose maps are pinned in `bpf_dir`, now or since an earlier daemon.
+fn load_pinned(bpf_dir: &Path, name: &'static str, bytes: &[u8]) -> Result<Object, ProgramError> {
+    let mut object = open(name, bytes).map_err(|source| load_error(name, source))?;
+    for mut map in object.maps_mut() {
+        let path = bpf_dir.join(map.name());
+        check_shape(&path, [map.key_size(), map.value_size(), map.max_entries()])?;
+        // libbpf takes the map over if the path exists, and pins the new one if it does not.
+        map.set_pin_path(&path).map_err(|source| load_error(name, source))?;
+    }
+    object.load().map_err(|source| load_error(name, source))
 }
 
 /// Opens a committed object. libbpf names some kernel objects after it.

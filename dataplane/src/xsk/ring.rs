@@ -130,6 +130,13 @@ impl FillRing {
     pub fn commit(&mut self) {
         self.cursor.commit(self.memory.producer());
     }
+
+    /// Whether a driver that found the ring empty waits to be woken: in zero-copy mode only.
+    #[inline]
+    #[must_use]
+    pub fn needs_wakeup(&self) -> bool {
+        self.memory.needs_wakeup()
+    }
 }
 
 /// Rx ring: received descriptors, from the kernel to us.

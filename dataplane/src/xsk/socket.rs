@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use super::area::Area;
 use super::ring::{CompletionRing, FillRing, RxRing, TxRing};
-use crate::frame::{FRAME_BYTES, FramePool};
+use crate::frame::{CHAIN_MAX, FRAME_BYTES, FramePool};
 
 /// Bytes before a packet that hold its TX metadata: `struct xsk_tx_metadata` (flags, csum_start,
 /// csum_offset, launch_time) is 24 bytes; Documentation/networking/xsk-tx-metadata.rst.
@@ -113,7 +113,7 @@ pub struct Queue<'a> {
 }
 
 impl Queue<'_> {
-    fn step<T, E: Into<io::Error>>(
+    pub(super) fn step<T, E: Into<io::Error>>(
         &self,
         step: &'static str,
         result: Result<T, E>,
@@ -127,6 +127,17 @@ impl Queue<'_> {
     }
 }
 
+/// What a socket can send.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sends {
+    /// Checksums are completed by TX metadata.
+    pub tx_metadata: bool,
+    /// Descriptors of the longest packet.
+    pub segments_max: usize,
+    /// The NIC takes the frames, when it comes to it.
+    pub zero_copy: bool,
+}
+
 /// A bound socket with its four rings.
 #[derive(Debug)]
 pub struct Socket {
@@ -135,6 +146,7 @@ pub struct Socket {
     pub(super) completion: CompletionRing,
     pub(super) rx: RxRing,
     pub(super) tx: TxRing,
+    pub(super) sends: Sends,
     // The memory the kernel writes to lives at least as long as the socket.
     _area: Arc<Area>,
 }
@@ -152,27 +164,45 @@ impl Socket {
         deadline: Duration,
         prefill: impl FnOnce(&mut FillRing),
     ) -> Result<Socket, SocketError> {
+        let tx_metadata = features.tx_checksum;
+        let metadata_bytes = if tx_metadata { TX_METADATA_BYTES } else { 0 };
+        let registered = matches!(memory, Memory::Own).then_some(metadata_bytes);
+        let segments_max = if features.multi_buffer { CHAIN_MAX } else { 1 };
+        let sends = Sends { tx_metadata, segments_max, zero_copy: false };
+        let mut socket = Socket::prepare(queue, area, registered, sizes, features, sends)?;
+        prefill(&mut socket.fill);
+        let (flags, end) = (bind_flags(features), Instant::now() + deadline);
+        queue.step("bind", bind_until(&socket.fd, queue, memory, flags, end))?;
+        Ok(socket)
+    }
+
+    /// A socket with its rings, unbound. `registered`: register the area as memory of its own, with
+    /// so many bytes of TX metadata.
+    pub(super) fn prepare(
+        queue: Queue<'_>,
+        area: &Arc<Area>,
+        registered: Option<u32>,
+        sizes: RingSizes,
+        features: SocketFeatures,
+        sends: Sends,
+    ) -> Result<Socket, SocketError> {
         let fd = queue.step("open AF_XDP socket", open())?;
-        if matches!(memory, Memory::Own) {
-            queue.step("register memory", register(&fd, area, features))?;
+        if let Some(metadata_bytes) = registered {
+            queue.step("register memory", register(&fd, area, metadata_bytes))?;
         }
         queue.step("size rings", size_rings(&fd, sizes))?;
         queue.step("set send buffer", tune(&fd, sizes, features))?;
         let at = queue.step("read ring offsets", sockopt::xdp_mmap_offsets(&fd))?;
-        let mut socket = Socket {
+        let completion = CompletionRing::map(fd.as_fd(), at.cr, sizes.completion);
+        Ok(Socket {
             fill: queue.step("map fill ring", FillRing::map(fd.as_fd(), at.fr, sizes.fill))?,
-            completion: queue.step(
-                "map completion ring",
-                CompletionRing::map(fd.as_fd(), at.cr, sizes.completion),
-            )?,
+            completion: queue.step("map completion ring", completion)?,
             rx: queue.step("map rx ring", RxRing::map(fd.as_fd(), at.rx, sizes.rx))?,
             tx: queue.step("map tx ring", TxRing::map(fd.as_fd(), at.tx, sizes.tx))?,
+            sends,
             fd,
             _area: area.clone(),
-        };
-        prefill(&mut socket.fill);
-        queue.step("bind", bind_until(&socket.fd, queue, memory, features, deadline))?;
-        Ok(socket)
+        })
     }
 
     /// The descriptor: for the socket map, and for sharing the memory.
@@ -203,9 +233,8 @@ fn open() -> rustix::io::Result<OwnedFd> {
     rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, flags, None)
 }
 
-fn register(fd: &OwnedFd, area: &Area, features: SocketFeatures) -> rustix::io::Result<()> {
-    let (flags, tx_metadata_len) =
-        if features.tx_checksum { (UMEM_TX_METADATA_LEN, TX_METADATA_BYTES) } else { (0, 0) };
+fn register(fd: &OwnedFd, area: &Area, tx_metadata_len: u32) -> rustix::io::Result<()> {
+    let flags = if tx_metadata_len > 0 { UMEM_TX_METADATA_LEN } else { 0 };
     let registration = XdpUmemReg {
         addr: area.address(),
         len: area.len() as u64,
@@ -258,19 +287,19 @@ fn bind_once(
     }
 }
 
-fn bind_until(
+/// Binds; an address in use (`EBUSY`) is retried until `end`.
+pub(super) fn bind_until(
     fd: &OwnedFd,
     queue: Queue<'_>,
     memory: Memory<'_>,
-    features: SocketFeatures,
-    deadline: Duration,
+    flags: SocketAddrXdpFlags,
+    end: Instant,
 ) -> rustix::io::Result<()> {
     /// Between tries; a release takes some 12 ms.
     const RETRY: Duration = Duration::from_millis(5);
-    let start = Instant::now();
     loop {
-        match bind_once(fd, queue, memory, bind_flags(features)) {
-            Err(Errno::BUSY) if start.elapsed() < deadline => std::thread::sleep(RETRY),
+        match bind_once(fd, queue, memory, flags) {
+            Err(Errno::BUSY) if Instant::now() < end => std::thread::sleep(RETRY),
             result => return result,
         }
     }
@@ -296,13 +325,24 @@ pub fn probe() -> Result<SocketFeatures, SocketError> {
     let queue = Queue { device: "(probe)", ifindex: 0, queue: 0 };
     let fd = queue.step("open AF_XDP socket", open())?;
     let area = Arc::new(queue.step("map memory", Area::map(1))?);
-    let wanted = SocketFeatures { multi_buffer: true, tx_checksum: true, tx_budget: true };
-    let tx_checksum = register(&fd, &area, wanted).is_ok();
+    let tx_checksum = register(&fd, &area, TX_METADATA_BYTES).is_ok();
     queue.step("size tx ring", sockopt::set_xdp_tx_ring_size(&fd, 64))?;
     let tx_budget = set_option(&fd, libc::SOL_XDP, MAX_TX_SKB_BUDGET, 64).is_ok();
     // Generic XDP passes fragments on since 6.9, checksum metadata exists since 6.8 and its flag
     // since 6.11: a kernel that takes the flag has both.
     Ok(SocketFeatures { multi_buffer: tx_checksum, tx_checksum, tx_budget })
+}
+
+/// Hands out at most `max` frames of the pool, for the fill ring of a socket in `slot` that is
+/// bound elsewhere. If it is not, [`FramePool::reclaim_port`] takes them back.
+#[must_use]
+pub fn lend(pool: &mut FramePool, slot: u16, max: u32) -> Vec<u64> {
+    let mut lent = Vec::with_capacity(max as usize);
+    while lent.len() < max as usize {
+        let Some(frame) = pool.take() else { break };
+        lent.push(pool.to_rx(frame, slot));
+    }
+    lent
 }
 
 /// Fills a fresh fill ring with up to `max` frames of the pool.

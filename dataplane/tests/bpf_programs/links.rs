@@ -39,7 +39,7 @@ fn runs_generic_xdp(netns: &Netns, device: &str) -> bool {
 }
 
 /// Somebody else's XDP program.
-fn foreign() -> Object {
+pub fn foreign() -> Object {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/bpf/port.bpf.o");
     let object = ObjectBuilder::default().open_file(path).expect("the object is committed");
     object.load().expect("the program loads")

@@ -81,6 +81,19 @@ impl Netns {
         &self.0
     }
 
+    /// The same, with so many queues and this MTU at both ends.
+    pub fn peer_and_node(queues: u32, mtu: u32) -> (Netns, Netns) {
+        let (peer, node) = (Netns::new(), Netns::new());
+        let end = format!("mtu {mtu} numrxqueues {queues} numtxqueues {queues}");
+        let other = format!("peer name nic {end} netns {}", node.0);
+        peer.ip(&format!("link add eth0 {end} type veth {other}"));
+        for (netns, device, last) in [(&peer, "eth0", 2), (&node, "nic", 1)] {
+            netns.ip(&format!("addr add 192.0.2.{last}/24 dev {device}"));
+            netns.ip(&format!("link set {device} up"));
+        }
+        (peer, node)
+    }
+
     /// Runs `ip` inside, with the arguments of one line.
     pub fn ip(&self, line: &str) -> String {
         let arguments: Vec<&str> = ["-n", &self.0].into_iter().chain(line.split(' ')).collect();

@@ -1,10 +1,15 @@
 //! The BPF programs on a real kernel, in network namespaces of the tests' own.
 //!
-//! `cargo test -p dataplane --test bpf_programs -- --ignored` as root, with iproute2, nsenter and
-//! ping.
+//! `cargo test -p dataplane --test bpf_programs -- --ignored` as root, with iproute2, ethtool,
+//! nsenter and ping.
 
+mod copy;
 mod frames;
 mod links;
 mod machine;
 mod marker;
+mod queues;
+mod steering;
+mod trial;
+mod uplinks;
 mod verdicts;

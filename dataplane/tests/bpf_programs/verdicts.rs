@@ -2,19 +2,13 @@
 //! (BPF_PROG_TEST_RUN). Every refused frame has a neighbour that differs in one thing and passes.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::AsFd;
 
 use dataplane::xsk::program::{Fallback, PORTS_MAX, PortEntry, PortKind, Programs, WORKERS_MAX};
-use libbpf_rs::{Object, ObjectBuilder, ProgramInput};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
+use crate::copy::{Copy, DROP, PASS, REDIRECT, counted, xsk};
 use crate::frames::*;
 use crate::machine::{BpfDir, Netns};
-
-const DROP: u32 = 1;
-const PASS: u32 = 2;
-const REDIRECT: u32 = 4;
 
 const WORKER: u32 = 3;
 const SLOT: u32 = 17;
@@ -22,7 +16,7 @@ const SLOT: u32 = 17;
 /// A device with the pod's entry, and a copy of `port` that shares the maps.
 struct Bench {
     programs: Programs,
-    copy: Object,
+    copy: Copy,
     ifindex: u32,
     netns: Netns,
     _dir: BpfDir,
@@ -35,7 +29,8 @@ impl Bench {
         netns.ip("link add host type veth peer name eth0");
         let programs = Programs::load(dir.path()).expect("the programs load");
         let ifindex = netns.ifindex("host");
-        let bench = Bench { copy: load_copy(dir.path()), programs, ifindex, netns, _dir: dir };
+        let bench =
+            Bench { copy: Copy::load(dir.path(), "port"), programs, ifindex, netns, _dir: dir };
         bench.set(Fallback::Pass, PortKind::Pod);
         for address in [Ipv4Addr::from(IPV4).into(), Ipv6Addr::from(IPV6).into()] {
             bench.programs.allow_source(ifindex, address).expect("there is room");
@@ -51,53 +46,15 @@ impl Bench {
     /// The action for a frame, and what it was counted as.
     fn run(&self, frame: &[u8]) -> (u32, Option<&'static str>) {
         let before = self.programs.fallback_counts().expect("counts are read");
-        let action = self.netns.enter(|| test_run(&self.copy, frame, self.ifindex));
+        let action = self.netns.enter(|| self.copy.run(frame, self.ifindex, 0));
         let after = self.programs.fallback_counts().expect("counts are read");
-        let changed = before.iter().zip(&after).filter(|(before, after)| before != after);
-        let changed: Vec<_> =
-            changed.map(|(before, after)| (after.0, after.1 - before.1)).collect();
-        match changed[..] {
-            [] => (action, None),
-            [(outcome, 1)] => (action, Some(outcome)),
-            _ => panic!("one frame was counted as {changed:?}"),
-        }
+        (action, counted(&before, &after))
     }
 
     fn expect(&self, what: &str, frame: &[u8], outcome: &'static str) {
         let action = if outcome == "passed" { PASS } else { DROP };
         assert_eq!(self.run(frame), (action, Some(outcome)), "{what}");
     }
-}
-
-fn load_copy(dir: &Path) -> Object {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/bpf/port.bpf.o");
-    let mut object = ObjectBuilder::default().open_file(path).expect("the object is committed");
-    for mut map in object.maps_mut() {
-        let pin = dir.join(map.name());
-        map.reuse_pinned_map(pin).expect("the map is pinned by name");
-    }
-    object.load().expect("the program loads")
-}
-
-/// Runs `port` on a frame that came in by a device of the calling thread's network namespace.
-fn test_run(object: &Object, frame: &[u8], ifindex: u32) -> u32 {
-    // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-    let end = u32::try_from(frame.len()).expect("a frame is short");
-    let words = [0, end, 0, ifindex, 0, 0];
-    let mut context: Vec<u8> = words.iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
-    let input = ProgramInput {
-        context_in: Some(&mut context),
-        data_in: Some(frame),
-        ..ProgramInput::default()
-    };
-    let program = object.progs_mut().find(|program| program.name() == "port");
-    let output = program.expect("the program is there").test_run(input);
-    output.expect("the kernel runs the program").return_value
-}
-
-fn xsk() -> OwnedFd {
-    let flags = SocketFlags::CLOEXEC;
-    rustix::net::socket_with(AddressFamily::XDP, SocketType::RAW, flags, None).expect("AF_XDP")
 }
 
 #[test]

@@ -119,10 +119,7 @@ pub(super) struct Maps {
 impl Maps {
     /// The maps of the loaded `port` object.
     pub(super) fn of(port: &Object) -> libbpf_rs::Result<Maps> {
-        let map = |name: &str| {
-            let found = port.maps().find(|map| map.name() == name);
-            MapHandle::try_from(&found.expect("the committed object has its maps"))
-        };
+        let map = |name: &str| handle(port, name);
         Ok(Maps {
             ports: map("ports")?,
             sockets: map("sockets")?,
@@ -246,22 +243,35 @@ impl Programs {
     /// # Errors
     /// The kernel refuses.
     pub fn fallback_counts(&self) -> Result<Vec<(&'static str, u64)>, ProgramError> {
-        let map = &self.maps.fallback_counts;
-        let count = |(index, name): (u32, &&'static str)| {
-            let found = map.lookup_percpu(&index.to_ne_bytes(), MapFlags::ANY);
-            let cores = found.map_err(|source| map_error(map, "read", source))?;
-            let sum = cores.unwrap_or_default().iter().map(|core| count_of_core(core)).sum();
-            Ok((*name, sum))
-        };
-        (0..).zip(&OUTCOMES).map(count).collect()
+        counts(&self.maps.fallback_counts, &OUTCOMES)
     }
 }
 
-fn update(map: &MapHandle, key: &[u8], value: &[u8]) -> Result<(), ProgramError> {
+/// What a per-CPU array counts, under the names of its indexes.
+pub(super) fn counts(
+    map: &MapHandle,
+    names: &[&'static str],
+) -> Result<Vec<(&'static str, u64)>, ProgramError> {
+    let count = |(index, name): (u32, &&'static str)| {
+        let found = map.lookup_percpu(&index.to_ne_bytes(), MapFlags::ANY);
+        let cores = found.map_err(|source| map_error(map, "read", source))?;
+        let sum = cores.unwrap_or_default().iter().map(|core| count_of_core(core)).sum();
+        Ok((*name, sum))
+    };
+    (0..).zip(names).map(count).collect()
+}
+
+/// The map of a loaded object by its name.
+pub(super) fn handle(object: &Object, name: &str) -> libbpf_rs::Result<MapHandle> {
+    let found = object.maps().find(|map| map.name() == name);
+    MapHandle::try_from(&found.expect("the committed object has its maps"))
+}
+
+pub(super) fn update(map: &MapHandle, key: &[u8], value: &[u8]) -> Result<(), ProgramError> {
     map.update(key, value, MapFlags::ANY).map_err(|source| map_error(map, "write to", source))
 }
 
-fn delete(map: &MapHandle, key: &[u8]) -> Result<(), ProgramError> {
+pub(super) fn delete(map: &MapHandle, key: &[u8]) -> Result<(), ProgramError> {
     match map.delete(key) {
         Err(source) if source.kind() != ErrorKind::NotFound => {
             Err(map_error(map, "delete from", source))
@@ -275,7 +285,11 @@ fn set_xsk(map: &MapHandle, key: u32, socket: BorrowedFd<'_>) -> Result<(), Prog
     update(map, &key.to_ne_bytes(), &socket.as_raw_fd().to_ne_bytes())
 }
 
-fn map_error(map: &MapHandle, operation: &'static str, source: libbpf_rs::Error) -> ProgramError {
+pub(super) fn map_error(
+    map: &MapHandle,
+    operation: &'static str,
+    source: libbpf_rs::Error,
+) -> ProgramError {
     let name = map.name().to_string_lossy().into_owned();
     ProgramError::Map { map: name, entries: map.max_entries(), operation, source }
 }
@@ -305,7 +319,7 @@ fn source_key(ifindex: u32, address: IpAddr) -> [u8; SOURCE_LEN] {
 }
 
 /// The u32 at `at` of a key or value whose length was checked when the map was taken over.
-fn word(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
     let word = bytes.get(at..at + 4).and_then(|word| word.try_into().ok());
     u32::from_ne_bytes(word.expect("keys and values have the length checked at load"))
 }
