@@ -49,6 +49,8 @@ pub enum DropReason {
     SpoofedIpv4,
     /// Source address is not one of the pod's IPv6 addresses.
     SpoofedIpv6,
+    /// From another node, with an address of this node's pods.
+    SpoofedPod,
     /// ARP sender is not the pod.
     SpoofedArp,
     /// Neighbour discovery names another's address.
@@ -83,7 +85,7 @@ pub enum DropReason {
     // Route.
     /// An address of the pod network that no pod has.
     NoPod,
-    /// From the node, but not to a pod of this node.
+    /// From the node or another one, but not to a pod of this node.
     NotOurs,
     /// TTL or hop limit reached zero.
     TtlExpired,
@@ -140,6 +142,7 @@ pub const TABLE: [(DropReason, &str, &str); DropReason::COUNT] = {
         (SpoofedMac, "spoofed_mac", "source MAC is neither the pod's nor an offload marker"),
         (SpoofedIpv4, "spoofed_ipv4", "source address is not one of the pod's IPv4 addresses"),
         (SpoofedIpv6, "spoofed_ipv6", "source address is not one of the pod's IPv6 addresses"),
+        (SpoofedPod, "spoofed_pod", "from another node, with an address of this node's pods"),
         (SpoofedArp, "spoofed_arp", "ARP sender is not the pod"),
         (SpoofedNd, "spoofed_nd", "neighbour discovery names another's address"),
         (BadMarker, "bad_marker", "the offload marker contradicts the packet"),
@@ -155,7 +158,7 @@ pub const TABLE: [(DropReason, &str, &str); DropReason::COUNT] = {
         (LinkLocal, "link_local", "link-local addresses are not forwarded"),
         (IcmpRedirect, "icmp_redirect", "ICMP redirects are not forwarded"),
         (NoPod, "no_pod", "an address of the pod network that no pod has"),
-        (NotOurs, "not_ours", "from the node, but not to a pod of this node"),
+        (NotOurs, "not_ours", "from outside, but not to a pod of this node"),
         (TtlExpired, "ttl_expired", "TTL or hop limit reached zero"),
         (MtuExceeded, "mtu_exceeded", "larger than the route MTU and may not be fragmented"),
         (

@@ -27,6 +27,18 @@ const SEGMENT_BYTES_MIN: usize = 536;
 /// Many: one super-packet of 64 KiB has 45 segments at the usual MSS.
 const SMALL_SEGMENTS_MAX: usize = 64;
 
+/// What is known of the offload state of the packets that come in by a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hints {
+    /// Their sender's kernel may have marked them; where it has not, the state is inferred.
+    Marker,
+    /// Nobody says, and something may be left to do: a veth to another node's switch. A source MAC
+    /// that looks like a marker is none.
+    Inferred,
+    /// Nothing is left to do: they come off a wire. To take one for partial would hide damage.
+    Complete,
+}
+
 /// The offload state of one packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offload {
@@ -36,6 +48,8 @@ pub struct Offload {
     pub gso_size: u16,
     /// The checksum and the segments are those of a packet inside a tunnel.
     pub encapsulated: bool,
+    /// The sender's kernel has said all this.
+    pub marked: bool,
 }
 
 /// What a packet is on a wire.
@@ -52,11 +66,13 @@ pub struct OnWire {
 }
 
 /// Reads the marker, or infers what it would say.
-pub fn of_packet(head: &[u8], headers: &Headers) -> Result<Offload, DropReason> {
-    if headers.src_mac[0] == MARKER {
-        from_marker(headers.src_mac, head.len(), headers)
-    } else {
-        Ok(infer(head, headers))
+pub fn of_packet(head: &[u8], headers: &Headers, hints: Hints) -> Result<Offload, DropReason> {
+    match hints {
+        Hints::Marker if headers.src_mac[0] == MARKER => {
+            from_marker(headers.src_mac, head.len(), headers)
+        }
+        Hints::Marker | Hints::Inferred => Ok(infer(head, headers)),
+        Hints::Complete => Ok(Offload::default()),
     }
 }
 
@@ -81,7 +97,8 @@ fn from_marker(mac: Mac, head_len: usize, headers: &Headers) -> Result<Offload, 
         // A kernel cuts only what it also sums.
         return Err(DropReason::BadMarker);
     }
-    Ok(Offload { partial, gso_size, encapsulated: flags & FLAG_ENCAPSULATED != 0 })
+    let encapsulated = flags & FLAG_ENCAPSULATED != 0;
+    Ok(Offload { partial, gso_size, encapsulated, marked: true })
 }
 
 /// A TCP or UDP checksum field that holds the pseudo-header sum is partial. A complete checksum
@@ -171,7 +188,7 @@ impl Offload {
         let unmarked = self.partial.is_some()
             && headers.protocol == protocol::TCP
             && headers.ip_len() > mtu
-            && headers.src_mac[0] != MARKER;
+            && !self.marked;
         let header_len = self.header_len(head, headers) - ETHERNET_BYTES;
         let room = mtu.checked_sub(header_len).filter(|&room| unmarked && room > 0)?;
         u16::try_from(room).ok()

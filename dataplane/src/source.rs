@@ -7,14 +7,21 @@ use crate::drop::DropReason;
 use crate::offload::MARKER;
 use crate::parse::{Addresses, Headers};
 use crate::port::Mac;
-use crate::tables::{PortKind, PortSpec};
+use crate::tables::{PortKind, PortSpec, Tables};
 
 /// The first check after parsing: a pod sends with its own MAC (or the marker in its place) and
-/// its own addresses. The node may send with any: it also routes for others.
-pub fn check(port: &PortSpec, headers: &Headers) -> Result<(), DropReason> {
-    if port.kind == PortKind::Node {
-        return Ok(());
+/// its own addresses. The node may send with any: it also routes for others. So may other nodes,
+/// but not with addresses of this node's pods (RFC 3704 §2.2).
+pub fn check(tables: &Tables, port: &PortSpec, headers: &Headers) -> Result<(), DropReason> {
+    match port.kind {
+        PortKind::Node => Ok(()),
+        PortKind::Uplink if tables.is_pods(headers.source()) => Err(DropReason::SpoofedPod),
+        PortKind::Uplink => Ok(()),
+        PortKind::Pod => check_pod(port, headers),
     }
+}
+
+fn check_pod(port: &PortSpec, headers: &Headers) -> Result<(), DropReason> {
     check_mac(port, headers.src_mac)?;
     match headers.addresses {
         Addresses::V4 { src, .. } if !port.owns(IpAddr::V4(src)) => Err(DropReason::SpoofedIpv4),

@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hashbrown::{HashMap, HashSet};
 
+use crate::fib::{Fib, Hop, UplinkId};
+use crate::offload::Hints;
 use crate::port::{Mac, PORTS_MAX, PortId, WorkerId};
 
 /// What is at the far end of a port.
@@ -14,6 +16,8 @@ pub enum PortKind {
     Pod,
     /// The node itself: its processes, its kernel's routing, and all beyond.
     Node,
+    /// One queue of an interface to other nodes.
+    Uplink,
 }
 
 /// A port as the path needs it.
@@ -25,17 +29,20 @@ pub struct PortSpec {
     pub worker: WorkerId,
     /// What is at the far end.
     pub kind: PortKind,
-    /// MAC address at the far end: the pod's, or viaduct0's.
+    /// MAC address at the far end: the pod's, or viaduct0's. An uplink has many far ends, and zeros
+    /// here.
     pub mac: Mac,
-    /// Our MAC address on the link: the pod's gateway.
+    /// Our MAC address on the link: the pod's gateway, or the uplink's own.
     pub gateway_mac: Mac,
     /// Route MTU in bytes of an IP packet: what the far end was told to send at most.
     pub mtu: usize,
     /// Longest IP packet in bytes that the far end's interface takes. A pod whose interface takes
     /// no more than its route MTU gets no super-packets.
     pub device_mtu: usize,
-    /// Addresses of the pod; empty for the node.
+    /// Addresses of the pod; empty for the node and for uplinks.
     pub addresses: Vec<IpAddr>,
+    /// What is known of the packets that come in by it.
+    pub hints: Hints,
     /// Whether the port takes checksums by TX metadata.
     pub tx_checksum: bool,
 }
@@ -75,6 +82,16 @@ impl Prefix {
     }
 }
 
+/// An interface to other nodes, as its queues.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// Its number.
+    pub id: UplinkId,
+    /// The port that each worker sends by, by worker: a queue of its own where the interface has
+    /// enough of them. Never empty.
+    pub ports: Vec<PortId>,
+}
+
 /// The snapshot.
 #[derive(Debug)]
 pub struct Tables {
@@ -82,6 +99,10 @@ pub struct Tables {
     ports: Vec<Option<PortSpec>>,
     local: HashMap<IpAddr, PortId>,
     pod_cidrs: Vec<Prefix>,
+    /// Longest first.
+    direct: Vec<(Prefix, bool)>,
+    uplinks: Vec<Uplink>,
+    fib: Fib,
     node_port: Option<PortId>,
     node_addresses: HashSet<IpAddr>,
     icmp_source: (Ipv4Addr, Ipv6Addr),
@@ -94,6 +115,13 @@ pub struct TablesInput {
     pub ports: Vec<PortSpec>,
     /// The pod network of this node: an address in it without a pod is unreachable.
     pub pod_cidrs: Vec<Prefix>,
+    /// Prefixes whose addresses are reached by uplinks, as they are (`true`), and prefixes within
+    /// them that are left to the node's kernel all the same. The longest one decides.
+    pub direct: Vec<(Prefix, bool)>,
+    /// Interfaces to other nodes that are there.
+    pub uplinks: Vec<Uplink>,
+    /// The way to direct addresses: the mirror of the node's own.
+    pub fib: Fib,
     /// Addresses of the node. The first of each family is the source of ICMP errors.
     pub node_addresses: Vec<IpAddr>,
 }
@@ -108,6 +136,8 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 pub enum Route<'a> {
     /// To a pod of this node.
     Local(&'a PortSpec),
+    /// Out of this queue of an uplink, to a router or to the destination itself.
+    Uplink(&'a PortSpec, Hop),
     /// To the node, whose kernel routes it on.
     Node(&'a PortSpec),
     /// An address of the pod network that no pod has.
@@ -121,7 +151,9 @@ impl Tables {
     /// state excludes both.
     #[must_use]
     pub fn new(generation: u64, input: TablesInput) -> Tables {
-        let TablesInput { ports: specs, pod_cidrs, node_addresses } = input;
+        let TablesInput { ports: specs, pod_cidrs, mut direct, uplinks, fib, node_addresses } =
+            input;
+        direct.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len));
         let len = specs.iter().map(|port| usize::from(port.id.0) + 1).max().unwrap_or(0);
         assert!(len <= PORTS_MAX, "control hands out port numbers below {PORTS_MAX}");
         let mut ports: Vec<Option<PortSpec>> = vec![None; len];
@@ -130,6 +162,7 @@ impl Tables {
         for spec in specs {
             match spec.kind {
                 PortKind::Node => node_port = Some(spec.id),
+                PortKind::Uplink => {}
                 PortKind::Pod => {
                     for address in &spec.addresses {
                         let other = local.insert(*address, spec.id);
@@ -154,6 +187,9 @@ impl Tables {
             ports,
             local,
             pod_cidrs,
+            direct,
+            uplinks,
+            fib,
             node_port,
             icmp_source: (first4.unwrap_or(GATEWAY_V4), first6.unwrap_or(GATEWAY_V6)),
             node_addresses: node_addresses.into_iter().collect(),
@@ -173,20 +209,53 @@ impl Tables {
         self.ports.get(usize::from(id.0))?.as_ref()
     }
 
-    /// Where to send a packet for `dst`: the decision table of the design's "who routes".
+    /// Where `worker` sends a packet for `dst`: the decision table of the design's "who routes".
+    /// `flow` picks one of several equal ways; see [`crate::fib::flow_hash`].
+    ///
+    /// What the mirror of the kernel's routes does not lead out of an uplink, for whatever reason,
+    /// is the kernel's: it forwards, resolves the neighbor, or refuses.
     #[inline]
     #[must_use]
-    pub fn route(&self, dst: IpAddr) -> Route<'_> {
+    pub fn route(&self, worker: WorkerId, dst: IpAddr, flow: u32) -> Route<'_> {
         if let Some(port) = self.local.get(&dst).and_then(|id| self.port(*id)) {
             return Route::Local(port);
         }
         if self.pod_cidrs.iter().any(|prefix| prefix.contains(dst)) {
             return Route::NoPod;
         }
+        if let Some((port, hop)) = self.uplink_to(worker, dst, flow) {
+            return Route::Uplink(port, hop);
+        }
         match self.node_port.and_then(|id| self.port(id)) {
             Some(port) => Route::Node(port),
             None => Route::Nowhere,
         }
+    }
+
+    fn uplink_to(&self, worker: WorkerId, dst: IpAddr, flow: u32) -> Option<(&PortSpec, Hop)> {
+        if !self.is_direct(dst) {
+            return None;
+        }
+        let hop = self.fib.route(dst, flow)?;
+        let uplink = self.uplinks.iter().find(|uplink| uplink.id == hop.uplink)?;
+        let port = uplink.ports.get(usize::from(worker.0))?;
+        Some((self.port(*port)?, hop))
+    }
+
+    /// Whether `address` is reached by uplinks, as it is.
+    #[inline]
+    #[must_use]
+    pub fn is_direct(&self, address: IpAddr) -> bool {
+        let longest = self.direct.iter().find(|(prefix, _)| prefix.contains(address));
+        longest.is_some_and(|(_, direct)| *direct)
+    }
+
+    /// Whether `address` is a pod's of this node, or would be.
+    #[inline]
+    #[must_use]
+    pub fn is_pods(&self, address: IpAddr) -> bool {
+        self.local.contains_key(&address)
+            || self.pod_cidrs.iter().any(|prefix| prefix.contains(address))
     }
 
     /// Whether `address` is the node's own.

@@ -20,6 +20,8 @@
 mod answer;
 mod command;
 mod cut;
+mod exit;
+mod fragment;
 mod parts;
 mod rest;
 
@@ -31,16 +33,17 @@ use crate::crossing::{Bell, CrossingIn, CrossingOut, Received, Routed};
 use crate::drop::DropReason;
 use crate::frame::{FramePool, Packet};
 use crate::icmp::{ErrorKind, Limiter};
-use crate::offload::{self, Offload};
+use crate::offload;
 use crate::parse::{self, Addresses, ETHERNET_BYTES, Headers, Parsed};
 use crate::port::{PacketIo, PortId, WorkerId};
 use crate::publish::Subscription;
 use crate::share::Share;
 use crate::source;
 use crate::sync::{Ordering, fence};
-use crate::tables::{PortKind, PortSpec, Route, Tables};
+use crate::tables::{PortKind, PortSpec, Tables};
 
 pub use command::{Command, CommandQueue, Event, EventQueue, queues};
+use exit::Exit;
 pub use parts::WorkerParts;
 pub use rest::Rest;
 
@@ -98,7 +101,7 @@ impl From<DropReason> for Refusal {
 /// What became of a packet in the from-pod half.
 enum Verdict {
     /// It goes to another port.
-    Forward(Routed, Headers),
+    Forward(Routed, Headers, Exit),
     /// This answer goes back in its place: ARP and neighbour discovery.
     Answer(Packet),
 }
@@ -171,12 +174,12 @@ impl<P: PacketIo> Worker<P> {
             return self.discard(ingress, Direction::FromPod, packet, DropReason::PortDown);
         };
         match self.admit(tables, port, &mut packet) {
-            Ok(Verdict::Forward(routed, headers)) => {
+            Ok(Verdict::Forward(routed, headers, exit)) => {
                 let counters = &self.ports[ingress].counters.from_pod;
                 counters.wire_packets.add(u64::from(routed.wire_packets));
                 counters.wire_bytes.add(u64::from(routed.wire_bytes));
-                self.rewrite(tables, port, routed.egress, &mut packet, &headers);
-                self.hand_over(tables, ingress, packet, routed, &headers);
+                self.rewrite(&exit, &mut packet, &headers);
+                self.hand_over(tables, ingress, packet, routed, &headers, &exit);
             }
             Ok(Verdict::Answer(answer)) => {
                 self.pool.release(packet);
@@ -200,50 +203,47 @@ impl<P: PacketIo> Worker<P> {
         packet: &mut Packet,
     ) -> Result<Verdict, Refusal> {
         let headers = match parse::headers(self.pool.head(packet), packet.len())? {
+            // The kernel of the node answers on its own interfaces.
+            Parsed::Arp { .. } if port.kind == PortKind::Uplink => {
+                return Err(DropReason::NotOurs.into());
+            }
             Parsed::Arp { .. } => return self.answer_arp(port, packet).map(Verdict::Answer),
             Parsed::Ip(headers) => headers,
         };
-        source::check(port, &headers)?;
+        source::check(tables, port, &headers)?;
         if headers.is_link_control() {
-            if headers.icmp_type != Some(NEIGHBOR_SOLICITATION) {
+            if port.kind == PortKind::Uplink || headers.icmp_type != Some(NEIGHBOR_SOLICITATION) {
                 return Err(DropReason::NdForbidden.into());
             }
             return self.answer_neighbor_discovery(port, packet).map(Verdict::Answer);
         }
         check_link(port, &headers)?;
         source::check_martians(&headers)?;
-        let mut offload = offload::of_packet(self.pool.head(packet), &headers)?;
-        let egress = route(tables, port, &headers)?;
-        check_hop_limit(port, egress, &headers)?;
-        let wire = self.fit(port, egress, packet, &headers, &offload)?;
+        let head = self.pool.head(packet);
+        let mut offload = offload::of_packet(head, &headers, port.hints)?;
+        let exit = Exit::of_packet(tables, self.id, port, head, &headers)?;
+        let wire = exit.fit(port, head, &headers, &offload)?;
         offload.gso_size = wire.segment_size; // cut as counted, also where nobody said
         if headers.len < packet.len() {
             self.pool.truncate(packet, headers.len); // Ethernet padding
         }
         let routed = Routed {
-            egress: egress.id,
+            egress: exit.port,
             offload,
             wire_packets: wire.packets as u32,
             wire_bytes: wire.bytes as u32,
         };
-        Ok(Verdict::Forward(routed, headers))
+        Ok(Verdict::Forward(routed, headers, exit))
     }
 
-    /// MACs of the next link, and the hop limit: between pods we are a router; to and from the
-    /// node we and the node's kernel are one router, and the kernel decrements what it forwards.
-    fn rewrite(
-        &mut self,
-        tables: &Tables,
-        ingress: &PortSpec,
-        egress: PortId,
-        packet: &mut Packet,
-        headers: &Headers,
-    ) {
-        let Some(egress) = tables.port(egress) else { return };
+    /// MACs of the next link, and the hop limit: between pods, and between them and other nodes, we
+    /// are a router; to and from the node we and the node's kernel are one router, and the kernel
+    /// decrements what it forwards.
+    fn rewrite(&mut self, exit: &Exit, packet: &mut Packet, headers: &Headers) {
         let head = self.pool.head_mut(packet);
-        head[..6].copy_from_slice(&egress.mac);
-        head[6..12].copy_from_slice(&egress.gateway_mac);
-        if !routes_between(ingress, egress) {
+        head[..6].copy_from_slice(&exit.mac);
+        head[6..12].copy_from_slice(&exit.gateway_mac);
+        if !exit.is_hop {
             return;
         }
         match headers.addresses {
@@ -255,7 +255,7 @@ impl<P: PacketIo> Worker<P> {
         }
     }
 
-    /// To the receiver's worker: this one, or another by its ring.
+    /// To the receiver, in as many packets as its link takes.
     fn hand_over(
         &mut self,
         tables: &Tables,
@@ -263,17 +263,31 @@ impl<P: PacketIo> Worker<P> {
         packet: Packet,
         routed: Routed,
         headers: &Headers,
+        exit: &Exit,
     ) {
-        let Some(egress) = tables.port(routed.egress) else {
-            return self.discard(ingress, Direction::FromPod, packet, DropReason::PortDown);
-        };
-        if self.must_cut(tables, egress, &packet, &routed, headers) {
-            return self.cut(tables, ingress, egress, packet, routed, headers);
+        if cut::must_cut(tables, exit, &packet, &routed, headers) {
+            return self.cut(tables, ingress, packet, routed, headers, exit);
         }
-        self.pass_on(tables, ingress, egress.worker, packet, routed);
+        self.leave(tables, ingress, packet, routed, headers, exit);
     }
 
-    /// A packet that leaves as it is.
+    /// One packet of its sender, or its fragments.
+    fn leave(
+        &mut self,
+        tables: &Tables,
+        ingress: usize,
+        packet: Packet,
+        routed: Routed,
+        headers: &Headers,
+        exit: &Exit,
+    ) {
+        if exit.must_fragment(packet.len(), headers) {
+            return self.fragment(tables, ingress, packet, routed, exit);
+        }
+        self.pass_on(tables, ingress, exit.worker, packet, routed);
+    }
+
+    /// To the receiver's worker: this one, or another by its ring.
     fn pass_on(
         &mut self,
         tables: &Tables,
@@ -389,27 +403,6 @@ impl<P: PacketIo> Worker<P> {
         self.counters.dropped.add(1);
         self.pool.release(packet);
     }
-
-    /// What the packet is on a wire, if it may go there.
-    fn fit(
-        &self,
-        ingress: &PortSpec,
-        egress: &PortSpec,
-        packet: &Packet,
-        headers: &Headers,
-        offload: &Offload,
-    ) -> Result<offload::OnWire, Refusal> {
-        // The sender was told its own route MTU; what it left uncut is cut to that.
-        let mtu = ingress.mtu.min(egress.mtu);
-        let wire = offload.on_wire(self.pool.head(packet), headers, mtu)?;
-        let ip_len = wire.largest - ETHERNET_BYTES;
-        let too_big = egress.kind == PortKind::Pod && ip_len > egress.mtu;
-        if too_big && (headers.dont_fragment || ip_len > egress.device_mtu) {
-            let error = ErrorKind::TooBig { mtu: egress.mtu as u32 };
-            return Err(Refusal { reason: DropReason::MtuExceeded, error: Some(error) });
-        }
-        Ok(wire)
-    }
 }
 
 /// A unicast packet must have been sent to the gateway's MAC.
@@ -427,44 +420,4 @@ fn check_link(port: &PortSpec, headers: &Headers) -> Result<(), DropReason> {
         (true, false) => Err(DropReason::LinkMulticast),
         (false, _) => Err(DropReason::OtherHost),
     }
-}
-
-/// The port a packet leaves by.
-fn route<'a>(
-    tables: &'a Tables,
-    ingress: &PortSpec,
-    headers: &Headers,
-) -> Result<&'a PortSpec, Refusal> {
-    if headers.icmp_type == Some(5) && matches!(headers.addresses, Addresses::V4 { .. }) {
-        return Err(DropReason::IcmpRedirect.into());
-    }
-    match (tables.route(headers.destination()), ingress.kind) {
-        (Route::Local(port), _) => Ok(port),
-        (Route::Node(port), PortKind::Pod) => Ok(port),
-        (Route::NoPod, _) => {
-            Err(Refusal { reason: DropReason::NoPod, error: Some(ErrorKind::HostUnreachable) })
-        }
-        (Route::Node(_), PortKind::Node) => Err(DropReason::NotOurs.into()),
-        (Route::Nowhere, _) => Err(DropReason::PortDown.into()),
-    }
-}
-
-/// Whether we are a hop between the two: not when one of them is the node itself.
-fn routes_between(ingress: &PortSpec, egress: &PortSpec) -> bool {
-    ingress.kind == PortKind::Pod && egress.kind == PortKind::Pod
-}
-
-/// RFC 1812 §5.3.1, RFC 4443 §3.3: what would leave with hop limit 0 does not leave.
-fn check_hop_limit(
-    ingress: &PortSpec,
-    egress: &PortSpec,
-    headers: &Headers,
-) -> Result<(), Refusal> {
-    if routes_between(ingress, egress) && headers.hop_limit <= 1 {
-        return Err(Refusal {
-            reason: DropReason::TtlExpired,
-            error: Some(ErrorKind::TimeExceeded),
-        });
-    }
-    Ok(())
 }

@@ -6,7 +6,7 @@ mod harness;
 use dataplane::drop::DropReason::{self, *};
 use dataplane::port::KernelDrops;
 use harness::packet::{Check, Packet, packet};
-use harness::{A, B, C, End, FAR_V4, NOBODY_V4, NODE, Node, Setup};
+use harness::{A, B, C, End, FAR_V4, NOBODY_V4, NODE, Node, Setup, UPLINK};
 
 /// An echo request, IPv4 or IPv6, that would be forwarded.
 fn good(v6: bool) -> Packet {
@@ -110,6 +110,7 @@ fn cause(reason: DropReason) -> Node {
         SpoofedMac => sent(good(false).src_mac(B.mac)),
         SpoofedIpv4 => sent(good(false).src("10.244.1.12")),
         SpoofedIpv6 => sent(good(true).src("fd00:10:244:1::12")),
+        SpoofedPod => arrived(&UPLINK, good(false).from(&UPLINK).src("10.244.1.12").to(&A).build()),
         SpoofedArp => arp(0x08, B.v4.octets(), [169, 254, 1, 1]),
         SpoofedNd => solicitation(255, "fe80::1", 1),
         BadMarker => sent(good(false).marker(255, 255, 1, 0)),

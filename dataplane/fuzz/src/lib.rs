@@ -5,7 +5,7 @@ mod harness;
 
 use std::cell::RefCell;
 
-use dataplane::offload;
+use dataplane::offload::{self, Hints};
 use dataplane::parse::{self, Parsed};
 use harness::ENDS;
 use harness::input::Nodes;
@@ -15,7 +15,7 @@ pub fn read(bytes: &[u8]) {
     for total in [bytes.len(), bytes.len() + 60_000] {
         let Ok(Parsed::Ip(headers)) = parse::headers(bytes, total) else { continue };
         assert!(headers.l4_offset <= headers.len && headers.len <= total);
-        if let Ok(offload) = offload::of_packet(bytes, &headers) {
+        if let Ok(offload) = offload::of_packet(bytes, &headers, Hints::Marker) {
             for mtu in [0, 1280, 1500, 65_535] {
                 let _ = offload.on_wire(bytes, &headers, mtu);
             }

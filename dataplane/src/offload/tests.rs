@@ -30,7 +30,7 @@ fn headers(bytes: &[u8]) -> Headers {
 }
 
 fn offload(bytes: &[u8]) -> Result<Offload, DropReason> {
-    of_packet(bytes, &headers(bytes))
+    of_packet(bytes, &headers(bytes), Hints::Marker)
 }
 
 /// Puts the pseudo-header sum into the checksum field; returns where that is.

@@ -3,8 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::offload::Hints;
 use crate::parse::{Fragment, protocol};
 use crate::port::{PortId, WorkerId};
+use crate::tables::TablesInput;
 
 const MAC: Mac = [0x0a, 1, 2, 3, 4, 5];
 
@@ -18,8 +20,15 @@ fn pod() -> PortSpec {
         mtu: 1500,
         device_mtu: 65_535,
         addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
+        hints: Hints::Marker,
         tx_checksum: true,
     }
+}
+
+/// What `pod()` may send, on a node whose pods it is one of.
+fn check(port: &PortSpec, headers: &Headers) -> Result<(), DropReason> {
+    let input = TablesInput { ports: vec![pod()], ..TablesInput::default() };
+    super::check(&Tables::new(1, input), port, headers)
 }
 
 fn headers(src: IpAddr, dst: IpAddr) -> Headers {
@@ -58,6 +67,14 @@ fn a_pod_has_its_addresses_and_no_other() {
     assert_eq!(check(&none, &from("0.0.0.0")), Err(DropReason::SpoofedIpv4));
     let node = PortSpec { kind: PortKind::Node, ..none };
     assert_eq!(check(&node, &from("10.0.0.2")), Ok(()));
+}
+
+#[test]
+fn another_node_may_send_from_everything_but_our_pods_addresses() {
+    let uplink = PortSpec { kind: PortKind::Uplink, addresses: Vec::new(), ..pod() };
+    assert_eq!(check(&uplink, &from("10.0.0.2")), Ok(()));
+    assert_eq!(check(&uplink, &from("10.0.0.1")), Err(DropReason::SpoofedPod));
+    assert_eq!(check(&uplink, &from("fd00::1")), Err(DropReason::SpoofedPod));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::neighbor::{self, ADVERTISEMENT_BYTES, ARP_BYTES, NeighborDrop, PodIde
 use crate::offload::Offload;
 use crate::parse::ETHERNET_BYTES;
 use crate::port::{Mac, PacketIo};
-use crate::tables::{PortSpec, Tables};
+use crate::tables::{PortKind, PortSpec, Tables};
 
 /// A builder of answers: request, who asks, our MAC, the answer's bytes; returns their number.
 type Build = fn(&[u8], &PodIdentity<'_>, Mac, &mut [u8]) -> Result<usize, NeighborDrop>;
@@ -35,7 +35,12 @@ impl<P: PacketIo> Worker<P> {
         }
         let (v4, v6) = tables.icmp_source();
         let source = if sender.is_ipv4() { IpAddr::V4(v4) } else { IpAddr::V6(v6) };
-        let envelope = icmp::Envelope { src_mac: port.gateway_mac, dst_mac: port.mac, source };
+        // To whoever sent it over the link: a pod's MAC is its own, an uplink has many senders.
+        let dst_mac = match port.kind {
+            PortKind::Uplink => mac_of_sender(head),
+            PortKind::Pod | PortKind::Node => port.mac,
+        };
+        let envelope = icmp::Envelope { src_mac: port.gateway_mac, dst_mac, source };
         let Some(mut answer) = self.pool.packet(icmp::ERROR_BYTES_MAX) else { return };
         // Two frames of one pool: the offender is read, the answer written.
         let (head, out) = self.pool.head_and_head_mut(offender, &mut answer);
@@ -97,6 +102,11 @@ impl<P: PacketIo> Worker<P> {
         let offload = Offload::default();
         self.deliver(tables, packet, Routed { egress, offload, wire_packets: 1, wire_bytes: len });
     }
+}
+
+/// Source MAC of a frame that was long enough to be parsed.
+fn mac_of_sender(head: &[u8]) -> Mac {
+    head.get(6..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default()
 }
 
 /// Source address of an IP packet, as far as it can be read.

@@ -9,6 +9,7 @@ use crate::counters::PortCounters;
 use crate::drop::DropReason;
 use crate::port::{PacketIo, PortId};
 use crate::share::Share;
+use crate::xsk::socket::lend;
 
 /// Orders under way at most: a hundred ADDs at once, each with two orders, fit.
 const QUEUE_LEN: usize = 1024;
@@ -27,6 +28,14 @@ pub enum Command<P> {
         /// Where to count.
         counters: Arc<PortCounters>,
     },
+    /// Set frames aside for a socket that is to be bound with its fill ring full: drivers of NICs
+    /// misbehave when it is empty. [`Event::Lent`] brings their addresses.
+    Lend {
+        /// The port that the socket will be, free or reclaimed before.
+        id: PortId,
+        /// Frames at most.
+        max: u32,
+    },
     /// Serve it no more, and give its rings back by [`Event::Removed`].
     RemovePort(PortId),
     /// The port's socket is closed: take back the frames that its rings held.
@@ -40,6 +49,8 @@ pub enum Command<P> {
 pub enum Event<P> {
     /// The rings of a removed port, to be closed by control.
     Removed(PortId, Box<P>),
+    /// Frames for the socket of a port that is to be.
+    Lent(PortId, Vec<u64>),
     /// The frames of a closed port are free; its number can be used again.
     Reclaimed(PortId),
 }
@@ -67,6 +78,10 @@ impl<P: PacketIo> Worker<P> {
             match command {
                 Command::AddPort { id, io, share, counters } => {
                     self.add_port(Port { id, io: *io, share, counters, pending: false });
+                }
+                Command::Lend { id, max } => {
+                    let frames = lend(&mut self.pool, id.0, max);
+                    self.tell(Event::Lent(id, frames));
                 }
                 Command::RemovePort(id) => self.remove_port(id),
                 Command::ReclaimPort(id) => {

@@ -2,6 +2,7 @@
 //! node's kernel, which gets them without their segment size, would find them too long. So are
 //! those for a pod whose interface does not take them, and UDP super-packets wherever they go.
 
+use super::exit::Exit;
 use super::{Direction, Worker};
 use crate::checksum::{Sum, udp_field};
 use crate::crossing::Routed;
@@ -10,44 +11,49 @@ use crate::frame::Packet;
 use crate::parse::{ETHERNET_BYTES, Headers, protocol};
 use crate::port::{PacketIo, Partial};
 use crate::segment::{Segmenter, SuperPacket};
-use crate::tables::{PortKind, PortSpec, Tables};
+use crate::tables::{PortKind, Tables};
+
+/// A packet that is being cut, and all that is known of it.
+#[derive(Clone, Copy)]
+struct Cut<'a> {
+    packet: &'a Packet,
+    routed: Routed,
+    headers: &'a Headers,
+    exit: &'a Exit,
+}
+
+/// Whether a packet must be cut before it leaves. A stream stays whole between pods, unless the
+/// receiver's interface does not take it, and is cut towards wires and the node, even for the
+/// node's own addresses: the kernel may forward it all the same (a reply of a masqueraded
+/// Service), and would find it too long. Datagrams are always cut: each is a message, and who got
+/// several as one could not tell where they end. What is in a tunnel cannot be cut, and passes to
+/// the node's own addresses.
+pub(super) fn must_cut(
+    tables: &Tables,
+    exit: &Exit,
+    packet: &Packet,
+    routed: &Routed,
+    headers: &Headers,
+) -> bool {
+    let tunnelled = routed.offload.encapsulated;
+    let datagrams = headers.protocol == protocol::UDP && !tunnelled;
+    let to_node = exit.kind == PortKind::Node && tables.is_node(headers.destination());
+    let stays = tunnelled && to_node;
+    let too_long = packet.len() - ETHERNET_BYTES > exit.longest && !stays;
+    let segments = if routed.offload.gso_size > 0 { routed.wire_packets } else { 1 };
+    segments > 1 && (datagrams || too_long)
+}
 
 impl<P: PacketIo> Worker<P> {
-    /// Whether a packet must be cut before it leaves by `egress`. A stream stays whole between
-    /// pods, unless the receiver's interface does not take it, and is cut towards the node, even
-    /// for the node's own addresses: the kernel may forward it all the same (a reply of a
-    /// masqueraded Service), and would find it too long. Datagrams are always cut: each is a
-    /// message, and who got several as one could not tell where they end. What is in a tunnel
-    /// cannot be cut, and passes to the node's own addresses.
-    pub(super) fn must_cut(
-        &self,
-        tables: &Tables,
-        egress: &PortSpec,
-        packet: &Packet,
-        routed: &Routed,
-        headers: &Headers,
-    ) -> bool {
-        let tunnelled = routed.offload.encapsulated;
-        let datagrams = headers.protocol == protocol::UDP && !tunnelled;
-        let stays = tunnelled && tables.is_node(headers.destination());
-        let longest = match egress.kind {
-            PortKind::Node if !stays => egress.mtu,
-            PortKind::Node => usize::MAX,
-            PortKind::Pod => egress.device_mtu,
-        };
-        let too_long = packet.len() - ETHERNET_BYTES > longest;
-        routed.wire_packets > 1 && (datagrams || too_long)
-    }
-
     /// Cuts a packet and passes its segments on.
     pub(super) fn cut(
         &mut self,
         tables: &Tables,
         ingress: usize,
-        egress: &PortSpec,
         packet: Packet,
         routed: Routed,
         headers: &Headers,
+        exit: &Exit,
     ) {
         if routed.offload.encapsulated {
             let reason = DropReason::EncapsulatedSuperPacket;
@@ -55,7 +61,8 @@ impl<P: PacketIo> Worker<P> {
         }
         match self.segments(&packet, &routed, headers) {
             Ok(mut segmenter) => {
-                self.send_segments(tables, ingress, egress, &packet, routed, &mut segmenter);
+                let cut = Cut { packet: &packet, routed, headers, exit };
+                self.send_segments(tables, ingress, &cut, &mut segmenter);
                 // The super-packet was received once and leaves as its segments: each but one
                 // was generated here, and each was sent or dropped.
                 self.pool.release(packet);
@@ -87,11 +94,10 @@ impl<P: PacketIo> Worker<P> {
         &mut self,
         tables: &Tables,
         ingress: usize,
-        egress: &PortSpec,
-        packet: &Packet,
-        routed: Routed,
+        cut: &Cut<'_>,
         segmenter: &mut Segmenter,
     ) {
+        let Cut { packet, routed, headers, exit } = *cut;
         let header_len = segmenter.header_bytes();
         self.counters.generated.add(segmenter.segments() as u64 - 1);
         let mut left = segmenter.segments();
@@ -106,12 +112,10 @@ impl<P: PacketIo> Worker<P> {
             let mut routed = routed;
             (routed.wire_packets, routed.wire_bytes) = (1, len as u32);
             routed.offload.gso_size = 0;
-            self.pass_on(tables, ingress, egress.worker, piece, routed);
+            self.leave(tables, ingress, piece, routed, headers, exit);
             left -= 1;
         }
-        // Out of frames in the middle: what is missing is lost, as on a wire.
-        self.counters.dropped.add(left as u64);
-        self.ports[ingress].counters.from_pod.drops[DropReason::NoFrames as usize].add(left as u64);
+        self.count_lost_pieces(ingress, left);
     }
 
     /// Completes a checksum in software, for a port that has no TX metadata.

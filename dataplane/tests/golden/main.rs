@@ -13,6 +13,7 @@ mod neighbors;
 mod rings;
 mod sizes;
 mod spoofing;
+mod uplinks;
 
 /// Both IP versions, for cases that have one of each.
 const FAMILIES: [(bool, &str); 2] = [(false, "v4"), (true, "v6")];

@@ -66,13 +66,24 @@ fn without_dont_fragment_a_long_packet_is_delivered_whole() {
 }
 
 #[test]
-fn what_the_interface_does_not_take_is_refused_also_without_dont_fragment() {
+fn what_the_interface_does_not_take_arrives_in_fragments_where_it_may() {
     let mut cases = Vec::new();
     for from in [&A, &NODE] {
         for ip_len in [1501, 3000, 9000] {
-            let long = udp_of(false, ip_len).from(from).to(&PLAIN).may_fragment();
+            let long = udp_of(false, ip_len).from(from).to(&PLAIN);
             let case = Case::new(format!("{ip_len} from {}", from.name), from, &long);
             cases.push(case.drops(DropReason::MtuExceeded).tells(from, too_big(false, 1500)));
+
+            let long = long.may_fragment();
+            let sent = match from.id == NODE.id {
+                true => long.clone().delivered(&PLAIN),
+                false => long.clone().forwarded(&PLAIN),
+            };
+            let mut case = Case::new(format!("{ip_len} from {}", from.name), from, &long);
+            for fragment in sent.fragments(1480) {
+                case = case.sends(&PLAIN, &fragment);
+            }
+            cases.push(case);
         }
         let fits = udp_of(false, 1500).from(from).to(&PLAIN).may_fragment();
         let case = Case::new(format!("1500 from {}", from.name), from, &fits);

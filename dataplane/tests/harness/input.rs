@@ -9,9 +9,9 @@ use super::packet::packet;
 use super::{A, B, C, ENDS, NOBODY_V4, Node, Setup};
 
 /// So few frames that the segments of one packet use them up: with one worker there are 40 that no
-/// port holds, with two 100, and the tx ring of 48 is full first.
+/// port holds, with two 120, and the tx ring of 48 is full first.
 const SETUP: Setup =
-    Setup { workers: 2, frames: 160, fill: 20, tx: 48, tx_checksum: true, node_port: true };
+    Setup { workers: 2, frames: 200, fill: 20, tx: 48, tx_checksum: true, node_port: true };
 
 /// In the first byte: two workers, not one.
 pub const TWO_WORKERS: u8 = 1;

@@ -25,12 +25,14 @@ use std::sync::Arc;
 use dataplane::counters::{DirectionCounters, PortCounters, WorkerCounters};
 use dataplane::crossing::{Bell, CrossingIn, CrossingOut, crossing};
 use dataplane::drop::DropReason;
+use dataplane::fib::{Action, ActionId, Fib, NextHop, UplinkId};
 use dataplane::frame::{FramePool, Packet};
+use dataplane::offload::Hints;
 use dataplane::port::{KernelDrops, Kicked, Mac, PacketIo, Partial, PortId, WorkerId};
 use dataplane::publish::Publisher;
 use dataplane::share::Share;
 use dataplane::sim::{Sent, SimPort};
-use dataplane::tables::{PortKind, PortSpec, Prefix, Tables, TablesInput};
+use dataplane::tables::{PortKind, PortSpec, Prefix, Tables, TablesInput, Uplink};
 use dataplane::worker::{BATCH_MAX, Command, Event, Worker, WorkerParts, queues};
 use dataplane::xsk::area::Area;
 use rtrb::{Consumer, Producer};
@@ -45,6 +47,13 @@ pub struct End {
     pub v4: Ipv4Addr,
     pub v6: Ipv6Addr,
     pub mtu: usize,
+}
+
+impl End {
+    /// Whether it is a pod of this node.
+    pub fn is_pod(&self) -> bool {
+        !["node", "uplink", "veth uplink"].contains(&self.name)
+    }
 }
 
 const fn end(id: u8, name: &'static str, mtu: usize) -> End {
@@ -74,8 +83,28 @@ pub const CUSTOM: End = End { mac: [0x5e, 0xad, 0xbe, 0xef, 0, 1], ..end(4, "cus
 /// A pod in basic mode: its port completes no checksums, its interface takes no super-packets.
 pub const PLAIN: End = end(5, "plain", 1500);
 
+/// A pod of another node, behind the router on the wire: `mac` is the router's, `gateway_mac` that
+/// of our NIC. The first queue of the uplink belongs to worker 0.
+pub const UPLINK: End = End {
+    v4: Ipv4Addr::new(10, 244, 2, 9),
+    v6: Ipv6Addr::new(0xfd00, 0x10, 0x244, 2, 0, 0, 0, 9),
+    ..end(6, "uplink", 1500)
+};
+/// The same, by the second queue, which belongs to worker 1 if there is one. Here nobody vouches
+/// for checksums, as on a veth.
+pub const VETH_UPLINK: End =
+    End { id: PortId(7), name: "veth uplink", gateway_mac: UPLINK.gateway_mac, ..UPLINK };
+
 /// Every port there is at the start, the node's first.
-pub const ENDS: [&End; 6] = [&NODE, &A, &B, &C, &CUSTOM, &PLAIN];
+pub const ENDS: [&End; 8] = [&NODE, &A, &B, &C, &CUSTOM, &PLAIN, &UPLINK, &VETH_UPLINK];
+
+/// Pods of other nodes: behind a route with a smaller MTU, behind a router that is not resolved,
+/// behind another interface of the node, and in a prefix that is left to the kernel.
+pub const NARROW: [&str; 2] = ["10.244.3.9", "fd00:10:244:3::9"];
+pub const NARROW_MTU: u32 = 1280;
+pub const UNRESOLVED: [&str; 2] = ["10.244.4.9", "fd00:10:244:4::9"];
+pub const ELSEWHERE: [&str; 2] = ["10.244.5.9", "fd00:10:244:5::9"];
+pub const CARVED_OUT: [&str; 2] = ["10.244.6.9", "fd00:10:244:6::9"];
 
 /// An address of the pod network without a pod.
 pub const NOBODY_V4: &str = "10.244.1.200";
@@ -110,26 +139,35 @@ impl Default for Setup {
 impl Setup {
     /// The worker that a port is homed on.
     fn home(self, id: PortId) -> WorkerId {
-        let far = matches!(id.0, 2..=4);
+        let far = matches!(id.0, 2..=4 | 7);
         WorkerId(u16::from(self.workers == 2 && far))
     }
 
     fn spec(self, end: &End) -> PortSpec {
-        let kind = if end.id == NODE.id { PortKind::Node } else { PortKind::Pod };
+        let kind = match end.name {
+            "node" => PortKind::Node,
+            "uplink" | "veth uplink" => PortKind::Uplink,
+            _ => PortKind::Pod,
+        };
         let addresses = match kind {
-            PortKind::Node => Vec::new(),
+            PortKind::Node | PortKind::Uplink => Vec::new(),
             PortKind::Pod => vec![IpAddr::V4(end.v4), IpAddr::V6(end.v6)],
         };
         PortSpec {
             id: end.id,
             worker: self.home(end.id),
             kind,
-            mac: end.mac,
+            mac: if kind == PortKind::Uplink { [0; 6] } else { end.mac },
             gateway_mac: end.gateway_mac,
             mtu: end.mtu,
             device_mtu: if end.id == PLAIN.id { end.mtu } else { 65_535 },
             addresses,
-            tx_checksum: self.tx_checksum && end.id != PLAIN.id,
+            hints: match end.name {
+                "uplink" => Hints::Complete,
+                "veth uplink" => Hints::Inferred,
+                _ => Hints::Marker,
+            },
+            tx_checksum: self.tx_checksum && end.id != PLAIN.id && kind != PortKind::Uplink,
         }
     }
 
@@ -145,8 +183,54 @@ impl Setup {
                 },
             ],
             node_addresses: vec![NODE.v4.into(), NODE.v6.into()],
+            direct: prefixes("10.244.0.0/16", "fd00:10:244::/48")
+                .map(|net| (net, true))
+                .into_iter()
+                .chain(prefixes("10.244.6.0/24", "fd00:10:244:6::/64").map(|net| (net, false)))
+                .collect(),
+            uplinks: vec![Uplink { id: UplinkId(0), ports: vec![UPLINK.id, VETH_UPLINK.id] }],
+            fib: fib(),
         }
     }
+}
+
+/// A prefix of each family.
+fn prefixes(v4: &str, v6: &str) -> [Prefix; 2] {
+    [v4, v6].map(|text| {
+        let (address, len) = text.split_once('/').expect("a prefix");
+        Prefix {
+            address: address.parse().expect("an address"),
+            len: len.parse().expect("a length"),
+        }
+    })
+}
+
+/// The node's routes to other nodes.
+fn fib() -> Fib {
+    let by_router = |mac, mtu| Action::Uplink {
+        hops: vec![NextHop {
+            uplink: UplinkId(0),
+            via: Some(Ipv4Addr::new(192, 0, 2, 254).into()),
+            mac,
+            weight: 1,
+        }],
+        mtu,
+    };
+    let mut fib = Fib::default();
+    fib.set_tables(1);
+    let routes = [
+        ("10.244.0.0/16", "fd00:10:244::/48", by_router(Some(UPLINK.mac), None)),
+        ("10.244.3.0/24", "fd00:10:244:3::/64", by_router(Some(UPLINK.mac), Some(NARROW_MTU))),
+        ("10.244.4.0/24", "fd00:10:244:4::/64", by_router(None, None)),
+        ("10.244.5.0/24", "fd00:10:244:5::/64", Action::Kernel),
+    ];
+    for (number, (v4, v6, action)) in (0..).zip(routes) {
+        fib.set_action(ActionId(number), action);
+        for prefix in prefixes(v4, v6) {
+            fib.insert(0, prefix, ActionId(number));
+        }
+    }
+    fib
 }
 
 /// Which direction of a port's counters.

@@ -290,6 +290,20 @@ impl Packet {
         self.payload.chunks(size).enumerate().map(segment).collect()
     }
 
+    /// The IPv4 fragments of at most `size` payload bytes, a multiple of 8.
+    pub fn fragments(&self, size: usize) -> Vec<Packet> {
+        let whole = self.build();
+        let protocol = whole[ETHERNET_BYTES + 9];
+        let parts = whole[self.l4_offset()..].chunks(size);
+        let last = parts.len() - 1;
+        let fragment = |(index, part): (usize, &[u8])| {
+            let offset = (index * size) as u16;
+            let head = self.clone().protocol(protocol).fragment(offset, index < last);
+            head.payload_bytes(part)
+        };
+        parts.enumerate().map(fragment).collect()
+    }
+
     /// Offset of the L4 header in the frame.
     pub fn l4_offset(&self) -> usize {
         let extensions: usize = self.extensions.iter().map(|(_, bytes)| bytes.len()).sum();
