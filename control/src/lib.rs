@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod endpoint;
 pub mod engine;
 pub mod ethtool;
+pub mod fib;
 pub mod ipam;
 pub mod journal;
 pub mod metrics;

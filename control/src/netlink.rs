@@ -9,6 +9,7 @@ mod address;
 mod link;
 mod monitor;
 mod neighbor;
+mod nexthop;
 mod route;
 mod rule;
 mod wire;
@@ -17,13 +18,15 @@ pub use address::{Address, AddressScope};
 pub use link::{AddressGeneration, Ipv4Setting, Link, LinkSettings, Veth, VethEnd};
 pub use monitor::{Event, Monitor};
 pub use neighbor::{Neighbor, NeighborState};
-pub use route::{NextHop, Route, RouteKind, RouteScope};
-pub use rule::Rule;
+pub use nexthop::{Nexthop, NexthopRoute};
+pub use route::{NextHop, Place, Route, RouteKind, RouteScope};
+pub use rule::{Policy, Rule, Verdict};
 pub(crate) use wire::errno_of;
 
 use netlink_packet_core::{
     Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE,
-    NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkMessage, NetlinkPayload,
+    NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkMessage, NetlinkPayload,
+    NetlinkSerializable,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -273,12 +276,27 @@ impl Netlink {
         message: RouteNetlinkMessage,
         what: &str,
     ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        self.dump_as(&message, what, |part| parse(part, what))
+    }
+
+    /// Lists a table, each entry as `read` makes it; `None` leaves it out. A table of a million
+    /// routes never stands in memory as a million messages. `read` sees an entry again when the
+    /// table changed meanwhile and the list is begun anew.
+    fn dump_as<M, T>(
+        &mut self,
+        message: &M,
+        what: &str,
+        mut read: impl FnMut(&NetlinkBuffer<&[u8]>) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError>
+    where
+        M: NetlinkSerializable + Clone,
+    {
         for _ in 0..DUMP_ATTEMPTS_MAX {
             let sequence = self.sequence;
             let mut bytes = Vec::with_capacity(128);
             self.append(&mut bytes, message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
             send(&self.socket, &bytes).map_err(|source| socket_error(what, source))?;
-            if let Some(list) = self.collect_dump(sequence, what)? {
+            if let Some(list) = self.collect_dump(sequence, what, &mut read)? {
                 return Ok(list);
             }
         }
@@ -287,11 +305,12 @@ impl Netlink {
 
     /// Reads one dump to its end; `None` if the table changed meanwhile (`NLM_F_DUMP_INTR`), so
     /// that an entry may be missing or there twice.
-    fn collect_dump(
+    fn collect_dump<T>(
         &mut self,
         sequence: u32,
         what: &str,
-    ) -> Result<Option<Vec<RouteNetlinkMessage>>, NetlinkError> {
+        mut read: impl FnMut(&NetlinkBuffer<&[u8]>) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, NetlinkError> {
         let mut list = Vec::new();
         let mut steady = true;
         loop {
@@ -312,13 +331,13 @@ impl Netlink {
                             }
                         };
                     }
-                    _ => list.extend(parse(&part, what)),
+                    _ => list.extend(read(&part)),
                 }
             }
         }
     }
 
-    fn append(&mut self, bytes: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16) {
+    fn append<M: NetlinkSerializable>(&mut self, bytes: &mut Vec<u8>, message: M, flags: u16) {
         let mut message =
             NetlinkMessage::new(Default::default(), NetlinkPayload::InnerMessage(message));
         message.header.flags = flags;

@@ -57,6 +57,11 @@ pub struct Link {
     pub controller: Option<u32>,
     /// Id of an XDP program that runs on it, in whatever mode.
     pub xdp_program: Option<u32>,
+    /// IPv4 routes over it are passed over while it has no carrier
+    /// (`ignore_routes_with_linkdown`, Documentation/networking/ip-sysctl.rst).
+    pub ignore_linkdown_v4: bool,
+    /// As `ignore_linkdown_v4`, for IPv6.
+    pub ignore_linkdown_v6: bool,
 }
 
 impl Link {
@@ -82,6 +87,9 @@ impl Link {
                 LinkAttribute::NumTxQueues(count) => link.tx_queues = count,
                 LinkAttribute::Controller(index) => link.controller = Some(index),
                 LinkAttribute::Xdp(facts) => link.xdp_program = facts.iter().find_map(xdp_program),
+                LinkAttribute::AfSpecUnspec(families) => {
+                    families.iter().for_each(|family| link.read_family(family));
+                }
                 LinkAttribute::LinkInfo(infos) => {
                     link.kind = infos.iter().find_map(|info| match info {
                         LinkInfo::Kind(kind) => Some(kind.to_string()),
@@ -92,6 +100,24 @@ impl Link {
             }
         }
         link
+    }
+
+    fn read_family(&mut self, family: &AfSpecUnspec) {
+        match family {
+            AfSpecUnspec::Inet(settings) => {
+                self.ignore_linkdown_v4 = settings.iter().any(|setting| match setting {
+                    AfSpecInet::DevConf(all) => all.ignore_routes_with_linkdown != 0,
+                    _ => false,
+                });
+            }
+            AfSpecUnspec::Inet6(settings) => {
+                self.ignore_linkdown_v6 = settings.iter().any(|setting| match setting {
+                    AfSpecInet6::DevConf(all) => all.ignore_routes_with_linkdown != 0,
+                    _ => false,
+                });
+            }
+            _ => {}
+        }
     }
 }
 

@@ -1,15 +1,17 @@
 //! What changes in the kernel, as it changes: the control thread mirrors routes and neighbors
 //! from these events (design §5) and repairs what others delete.
 
+use super::nexthop::{RTM_DELNEXTHOP, RTM_NEWNEXTHOP};
 use super::wire::{messages, parse};
-use super::{Address, Link, Neighbor, NetlinkError, Route, Rule, socket_error};
-use netlink_packet_route::RouteNetlinkMessage;
+use super::{Address, Link, Neighbor, NetlinkError, Nexthop, Place, Route, Rule, socket_error};
+use netlink_packet_core::NetlinkBuffer;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 /// Multicast groups (linux/rtnetlink.h, `enum rtnetlink_groups`).
-const GROUPS: [u32; 8] = [
+const GROUPS: [u32; 9] = [
     1,  // RTNLGRP_LINK
     3,  // RTNLGRP_NEIGH
     5,  // RTNLGRP_IPV4_IFADDR
@@ -18,6 +20,7 @@ const GROUPS: [u32; 8] = [
     9,  // RTNLGRP_IPV6_IFADDR
     11, // RTNLGRP_IPV6_ROUTE
     19, // RTNLGRP_IPV6_RULE
+    32, // RTNLGRP_NEXTHOP
 ];
 
 /// Room for a burst of events: a BGP session that comes up announces some 10,000 routes within
@@ -47,6 +50,11 @@ pub enum Event {
     Neighbor(Neighbor),
     /// A neighbor is gone.
     NeighborGone(Neighbor),
+    /// A nexthop object appeared or changed.
+    Nexthop(Nexthop),
+    /// The nexthop object with this id is gone, and with it all its routes; the IPv4 ones without
+    /// an event of their own.
+    NexthopGone(u32),
     /// A rule appeared.
     Rule(Rule),
     /// A rule is gone.
@@ -56,8 +64,24 @@ pub enum Event {
 }
 
 impl Event {
-    fn from_message(message: RouteNetlinkMessage) -> Option<Event> {
+    fn from_part(part: &NetlinkBuffer<&[u8]>) -> Option<Event> {
+        match part.message_type() {
+            RTM_NEWNEXTHOP => Nexthop::from_payload(part.payload()).map(Event::Nexthop),
+            RTM_DELNEXTHOP => {
+                Nexthop::from_payload(part.payload()).map(|nexthop| Event::NexthopGone(nexthop.id))
+            }
+            _ => Event::from_message(parse(part, "watch the kernel")?, part.flags()),
+        }
+    }
+
+    fn from_message(message: RouteNetlinkMessage, flags: u16) -> Option<Event> {
         Some(match message {
+            // Bridges tell of their ports in the same messages.
+            RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)
+                if link.header.interface_family != AddressFamily::Unspec =>
+            {
+                return None;
+            }
             RouteNetlinkMessage::NewLink(link) => Event::Link(Link::from_message(link)),
             RouteNetlinkMessage::DelLink(link) => Event::LinkGone(Link::from_message(link)),
             RouteNetlinkMessage::NewAddress(address) => {
@@ -66,7 +90,10 @@ impl Event {
             RouteNetlinkMessage::DelAddress(address) => {
                 Event::AddressGone(Address::from_message(address)?)
             }
-            RouteNetlinkMessage::NewRoute(route) => Event::Route(Route::from_message(route)?),
+            RouteNetlinkMessage::NewRoute(route) => {
+                let place = Place::from_flags(flags);
+                Event::Route(Route { place, ..Route::from_message(route)? })
+            }
             RouteNetlinkMessage::DelRoute(route) => Event::RouteGone(Route::from_message(route)?),
             RouteNetlinkMessage::NewNeighbour(neighbor) => {
                 Event::Neighbor(Neighbor::from_message(neighbor)?)
@@ -131,10 +158,7 @@ impl Monitor {
     fn decode(&self, events: &mut Vec<Event>) {
         for part in messages(&self.received) {
             match part {
-                Ok(part) => {
-                    let message = parse(&part, "watch the kernel");
-                    events.extend(message.and_then(Event::from_message));
-                }
+                Ok(part) => events.extend(Event::from_part(&part)),
                 // Half a message is as good as a lost one.
                 Err(_) => events.push(Event::Overrun),
             }

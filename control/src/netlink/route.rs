@@ -1,7 +1,9 @@
 //! Routes, in both directions: the few we add, and the kernel's FIB as we mirror it.
 
+use super::wire::parse;
 use super::{Netlink, NetlinkError, Put, Request, family_of};
 use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_EXCL, NLM_F_REPLACE};
 pub use netlink_packet_route::route::RouteScope;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteNextHop,
@@ -17,8 +19,38 @@ pub(super) const TABLE_MAIN: u32 = 254;
 /// What a route does with a packet.
 pub type RouteKind = RouteType;
 
+/// Where the kernel puts a new route among those of the same destination, table and metric, by the
+/// flags of its message (rtnetlink(7); net/ipv4/fib_trie.c, `fib_table_insert`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Place {
+    /// There is no other (`NLM_F_EXCL`).
+    Alone,
+    /// Before the others, as `ip route prepend` has it.
+    Before,
+    /// After the others (`NLM_F_APPEND`), and each route of a list.
+    #[default]
+    After,
+    /// In the place of one that was there (`NLM_F_REPLACE`).
+    Over,
+}
+
+impl Place {
+    /// By the flags of an `RTM_NEWROUTE` that the kernel sent.
+    pub(super) fn from_flags(flags: u16) -> Place {
+        if flags & NLM_F_REPLACE != 0 {
+            Place::Over
+        } else if flags & NLM_F_APPEND != 0 {
+            Place::After
+        } else if flags & NLM_F_EXCL != 0 {
+            Place::Alone
+        } else {
+            Place::Before
+        }
+    }
+}
+
 /// One way a route can take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NextHop {
     /// The router; `None` if the destination itself is on the link.
     pub via: Option<IpAddr>,
@@ -55,6 +87,16 @@ pub struct Route {
     pub mtu: Option<u32>,
     /// A route the kernel keeps for one destination only (`RTM_F_CLONED`): not part of the FIB.
     pub cloned: bool,
+    /// Where it stands among its like, in a message of the kernel.
+    pub place: Place,
+    /// The nexthop object that has its ways (`RTA_NH_ID`); `next_hops` may repeat them.
+    pub nexthop: Option<u32>,
+    /// The type of service, in its upper six bits, that it is only for; 0 is any.
+    pub tos: u8,
+    /// The sources that it is only for.
+    pub from: Option<IpNet>,
+    /// Packets that take it are wrapped into something, such as MPLS or another IP header.
+    pub encapsulates: bool,
 }
 
 impl Route {
@@ -73,6 +115,11 @@ impl Route {
             src: None,
             mtu: None,
             cloned: false,
+            place: Place::After,
+            nexthop: None,
+            tos: 0,
+            from: None,
+            encapsulates: false,
         }
     }
 
@@ -104,6 +151,11 @@ impl Route {
             src: None,
             mtu: None,
             cloned: header.flags.contains(RouteFlags::Cloned),
+            place: Place::After,
+            nexthop: None,
+            tos: header.tos,
+            from: None,
+            encapsulates: false,
         };
         let (mut via, mut index) = (None, None);
         for attribute in message.attributes {
@@ -112,6 +164,9 @@ impl Route {
                     let address = ip(address)?;
                     route.dst = IpNet::new(address, header.destination_prefix_length).ok()?;
                 }
+                RouteAttribute::Source(address) => {
+                    route.from = IpNet::new(ip(address)?, header.source_prefix_length).ok();
+                }
                 RouteAttribute::Gateway(address) => via = ip(address),
                 RouteAttribute::Via(address) => via = via_ip(address),
                 RouteAttribute::Oif(oif) => index = Some(oif),
@@ -119,7 +174,10 @@ impl Route {
                 RouteAttribute::Priority(metric) => route.metric = metric,
                 RouteAttribute::PrefSource(address) => route.src = ip(address),
                 RouteAttribute::Metrics(metrics) => route.mtu = mtu_of(&metrics),
+                RouteAttribute::NhId(id) => route.nexthop = Some(id),
+                RouteAttribute::EncapType(_) => route.encapsulates = true,
                 RouteAttribute::MultiPath(hops) => {
+                    route.encapsulates |= hops.iter().any(encapsulates);
                     route.next_hops.extend(hops.into_iter().map(next_hop));
                 }
                 _ => {}
@@ -136,8 +194,7 @@ impl Route {
     }
 
     fn message(&self) -> RouteMessage {
-        let Route { dst, table, protocol, scope, kind, metric, next_hops, src, mtu, cloned: _ } =
-            self;
+        let Route { dst, table, protocol, scope, kind, metric, next_hops, src, mtu, .. } = self;
         let mut message = RouteMessage::default();
         message.header.address_family = family_of(dst.addr());
         message.header.destination_prefix_length = dst.prefix_len();
@@ -196,6 +253,10 @@ fn next_hop(hop: RouteNextHop) -> NextHop {
     }
 }
 
+fn encapsulates(hop: &RouteNextHop) -> bool {
+    hop.attributes.iter().any(|attribute| matches!(attribute, RouteAttribute::EncapType(_)))
+}
+
 fn mtu_of(metrics: &[RouteMetric]) -> Option<u32> {
     metrics.iter().find_map(|metric| match metric {
         RouteMetric::Mtu(mtu) => Some(*mtu),
@@ -238,19 +299,32 @@ impl Request {
 impl Netlink {
     /// All IPv4 and IPv6 routes of one table, or of all tables.
     pub fn routes(&mut self, table: Option<u32>) -> Result<Vec<Route>, NetlinkError> {
+        self.routes_as(table, Some)
+    }
+
+    /// As [`Netlink::routes`], each route as `read` makes it; `None` leaves it out. A route may be
+    /// read again: when routes changed meanwhile, the list is begun anew.
+    pub fn routes_as<T>(
+        &mut self,
+        table: Option<u32>,
+        mut read: impl FnMut(Route) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
         let mut routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
             message.attributes.extend(table.map(RouteAttribute::Table));
-            let list = self.dump(RouteNetlinkMessage::GetRoute(message), "list routes")?;
-            routes.extend(list.into_iter().filter_map(|message| match message {
-                RouteNetlinkMessage::NewRoute(message) => Route::from_message(message),
-                _ => None,
-            }));
+            let message = RouteNetlinkMessage::GetRoute(message);
+            routes.extend(self.dump_as(&message, "list routes", |part| {
+                let RouteNetlinkMessage::NewRoute(message) = parse(part, "list routes")? else {
+                    return None;
+                };
+                let route = Route::from_message(message)?;
+                // A kernel that does not filter (before 4.20) sends every table.
+                let asked = !route.cloned && table.is_none_or(|table| route.table == table);
+                if asked { read(route) } else { None }
+            })?);
         }
-        // A kernel that does not filter (before 4.20) sends every table.
-        routes.retain(|route| !route.cloned && table.is_none_or(|table| route.table == table));
         Ok(routes)
     }
 }

@@ -192,3 +192,51 @@ fn a_multipath_route_keeps_each_way_with_its_weight() {
     assert_eq!(first.via, Some("192.0.2.1".parse().expect("address")));
     assert_eq!((second.index, second.weight, second.via, second.dead), (4, 1, None, true));
 }
+
+/// An attribute as the kernel writes it.
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + value.len()).expect("short");
+    let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+#[test]
+fn a_nexthop_object_is_a_way_or_a_group_or_something_else() {
+    let header = vec![2, 0, 0, 0, 0, 0, 0, 0];
+    let read = |attributes: &[Vec<u8>]| {
+        Nexthop::from_payload(&[header.clone(), attributes.concat()].concat())
+    };
+    let id = attribute(1, &7u32.to_ne_bytes());
+    let oif = attribute(5, &3u32.to_ne_bytes());
+    let gateway = attribute(6, &[192, 0, 2, 1]);
+    let via = Some("192.0.2.1".parse().expect("address"));
+    let hop = NextHop { via, index: 3, weight: 1, onlink: false, dead: false };
+    let way = NexthopRoute::Way(hop);
+    let expected = Some(Nexthop { id: 7, route: way });
+    assert_eq!(read(&[id.clone(), oif.clone(), gateway.clone()]), expected);
+    let members = attribute(2, &[1, 0, 0, 0, 4, 0, 0, 0, 2, 0, 0, 0, 255, 1, 0, 0]);
+    let group = NexthopRoute::Group(vec![(1, 5), (2, 512)]);
+    assert_eq!(read(&[id.clone(), members]), Some(Nexthop { id: 7, route: group }));
+    for other in [attribute(4, &[]), attribute(7, &[1, 0])] {
+        let read = read(&[id.clone(), oif.clone(), gateway.clone(), other]);
+        assert_eq!(read, Some(Nexthop { id: 7, route: NexthopRoute::Other }));
+    }
+    assert_eq!(read(&[oif, gateway]), None, "without an id");
+    assert_eq!(read(&[id, attribute(6, &[1, 2, 3])]), None, "a router of three bytes");
+}
+
+#[test]
+fn the_flags_of_a_message_say_where_a_route_stands() {
+    use netlink_packet_core::NLM_F_APPEND;
+    for (flags, place) in [
+        (NLM_F_CREATE | NLM_F_EXCL, Place::Alone),
+        (NLM_F_CREATE, Place::Before),
+        (NLM_F_CREATE | NLM_F_APPEND, Place::After),
+        (NLM_F_REPLACE, Place::Over),
+        (NLM_F_REPLACE | NLM_F_CREATE, Place::Over),
+    ] {
+        assert_eq!(Place::from_flags(flags), place);
+    }
+}
