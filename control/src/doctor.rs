@@ -4,10 +4,11 @@
 //! daemon only for what a daemon alone knows. It changes nothing.
 //!
 //! [`Facts::read`] looks, once; each check is a pure function of the facts. What could not be read
-//! is a third state: neither well nor amiss. What there is to say about uplinks comes with them.
+//! is a third state: neither well nor amiss. Without uplinks there are no rows about them.
 //!
 //! ```text
-//! reader, others ──► Facts ──► machine, settings, node_port, firewall, plugins, daemon ──► Row
+//! reader, nic, others ──► Facts ──► machine, settings, node_port, firewall, plugins, daemon,
+//!                                   uplink ──► Row
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ mod daemon;
 mod facts;
 mod firewall;
 mod machine;
+mod nic;
 mod node_port;
 mod others;
 mod plugins;
@@ -23,6 +25,7 @@ mod reader;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod uplink;
 
 pub use facts::{Facts, Places};
 
@@ -69,7 +72,8 @@ impl Row {
 /// A check: what the facts say about one thing, in at least one row.
 type Check = fn(&Facts) -> Vec<Row>;
 
-/// All checks, in the order one would look: the file, the machine, the network, the daemon.
+/// All checks but those of uplinks, in the order one would look: the file, the machine, the
+/// network, the daemon.
 const CHECKS: [Check; 25] = [
     machine::configuration,
     machine::rights,
@@ -101,5 +105,5 @@ const CHECKS: [Check; 25] = [
 /// Makes every check.
 #[must_use]
 pub fn examine(facts: &Facts) -> Vec<Row> {
-    CHECKS.iter().flat_map(|check| check(facts)).collect()
+    CHECKS.iter().chain(&uplink::CHECKS).flat_map(|check| check(facts)).collect()
 }

@@ -7,7 +7,9 @@ use dataplane::xsk::socket::SocketFeatures;
 use ipnet::IpNet;
 
 use crate::config::Config;
-use crate::netlink::{Address, Link, Route, Rule};
+use crate::ethtool::Channels;
+use crate::netdev::XdpFeatures;
+use crate::netlink::{Address, Link, Policy, Route, Rule};
 use crate::nft::ForwardChain;
 use crate::node::COOKIE_PREFIX;
 use crate::report::Status;
@@ -88,6 +90,10 @@ pub struct Network {
     pub routes: Read<Vec<Route>>,
     /// Policy routing rules.
     pub rules: Read<Vec<Rule>>,
+    /// The same in full.
+    pub policies: Read<Vec<Policy>>,
+    /// Those interfaces that the configuration names as uplinks, as far as they are there.
+    pub nics: Vec<Nic>,
     /// For the name of each interface of ours, the XDP program that we pinned for it.
     pub pinned: BTreeMap<String, u32>,
     /// Settings by their path below `/proc/sys/net`; one that the kernel lacks is not there.
@@ -99,6 +105,29 @@ pub struct Network {
     /// Tables of the older iptables, whose rules are not read.
     pub legacy_tables: Vec<String>,
 }
+
+/// What is to be known of an uplink beside its [`Link`].
+#[derive(Clone, Debug)]
+pub struct Nic {
+    /// Name of the interface.
+    pub name: String,
+    /// Name of its driver, if that can be told.
+    pub driver: Option<String>,
+    /// Its channels; `None` if its driver has none to tell of.
+    pub channels: Read<Option<Channels>>,
+    /// What its driver can do; `None` if this kernel does not tell.
+    pub xdp: Read<Option<XdpFeatures>>,
+    /// Names of the offload features that are on.
+    pub features: Read<BTreeSet<String>>,
+    /// Of a virtio device: what it and the driver have agreed on.
+    pub virtio: Option<VirtioFeatures>,
+    /// The XDP program that we pinned for it.
+    pub pinned: Option<u32>,
+}
+
+/// Features of a virtio device by their numbers (VIRTIO 1.2, 5.1.3 and 6).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VirtioFeatures(pub BTreeSet<usize>);
 
 impl Network {
     /// A setting, or an empty text.

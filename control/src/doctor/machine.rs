@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use dataplane::frame::FRAME_BYTES;
 
 use super::Row;
-use super::facts::Facts;
+use super::facts::{Facts, Nic};
 use crate::config::{Config, PortMode};
 
 /// Bytes of a hugepage that a worker's memory may be on.
@@ -157,7 +157,11 @@ pub(super) fn locked_memory(facts: &Facts) -> Vec<Row> {
     let Ok(config) = &facts.config else {
         return vec![Row::unknown(CHECK, "without a configuration the need is not known", "")];
     };
-    let need = memory_bytes(config);
+    // Zero-copy sockets take a second registration of the same memory, which counts again
+    // (net/xdp/xdp_umem.c, `xdp_umem_account_pages`).
+    let zero_copy = |nic: &Nic| matches!(&nic.xdp, Ok(Some(features)) if features.zero_copy);
+    let registrations = if facts.network.nics.iter().any(zero_copy) { 2 } else { 1 };
+    let need = registrations * memory_bytes(config);
     let found = format!("of {} MiB that the workers need {} may be locked", mib(need), mib(max));
     vec![if max >= need {
         Row::well(CHECK, found)

@@ -12,7 +12,7 @@ use dataplane::xsk::socket::probe;
 use rustix::process::{Resource, getrlimit};
 
 use super::facts::{Daemon, Facts, Machine, Network, Places, Read, TABLE_MAIN, is_ours};
-use super::others;
+use super::{nic, others};
 use crate::config::Config;
 use crate::netlink::{Link, Netlink, NetlinkError};
 use crate::nft::{NftError, NftTable};
@@ -44,7 +44,7 @@ impl Facts {
         Facts {
             config_path: places.config.clone(),
             machine: machine(bpf_dir.clone()),
-            network: network(&bpf_dir),
+            network: network(&bpf_dir, config.as_ref().map_or(&[], |c| &c.uplink.interfaces)),
             cni: others::cni(places),
             networkd: others::networkd(Path::new("/")),
             daemon: Daemon { status: ask(&socket), here: daemon_is_here(), socket },
@@ -125,7 +125,7 @@ fn lists_module(list: &str, name: &str) -> bool {
     })
 }
 
-fn network(bpf_dir: &Path) -> Network {
+fn network(bpf_dir: &Path, uplinks: &[String]) -> Network {
     let mut netlink = Netlink::open().map_err(words);
     let mut links = list(&mut netlink, Netlink::links);
     if let Ok(links) = &mut links {
@@ -144,9 +144,11 @@ fn network(bpf_dir: &Path) -> Network {
         .filter_map(|link| Some((link.name.clone(), pinned_program(bpf_dir, &link.name)?)));
     Network {
         pinned: pinned.collect(),
-        settings: settings(links.as_deref().unwrap_or_default()),
+        settings: settings(links.as_deref().unwrap_or_default(), uplinks),
         addresses: list(&mut netlink, Netlink::addresses),
         rules: list(&mut netlink, Netlink::rules),
+        policies: list(&mut netlink, Netlink::policies),
+        nics: nic::read(uplinks, links.as_deref().unwrap_or_default(), bpf_dir),
         nft_table: ask_nft(&mut nft, NftTable::present),
         dropping: ask_nft(&mut nft, NftTable::dropping_forward_chains),
         legacy_tables: legacy_tables(),
@@ -169,7 +171,7 @@ fn ask_nft<T>(
     read(nft.as_mut().map_err(|why| why.clone())?).map_err(words)
 }
 
-fn settings(links: &[Link]) -> BTreeMap<String, String> {
+fn settings(links: &[Link], uplinks: &[String]) -> BTreeMap<String, String> {
     let mut keys: Vec<String> = [
         "ipv4/ip_forward",
         "ipv6/conf/all/forwarding",
@@ -185,6 +187,9 @@ fn settings(links: &[Link]) -> BTreeMap<String, String> {
         } else {
             keys.push(format!("ipv6/conf/{name}/accept_ra"));
             keys.push(format!("ipv6/conf/{name}/forwarding"));
+        }
+        if uplinks.contains(name) {
+            keys.push(format!("ipv4/conf/{name}/rp_filter"));
         }
     }
     // A setting that cannot be read, of an interface that went meanwhile, is as if it were not.

@@ -16,7 +16,7 @@ use crate::report::{FramesRow, Status, WorkerRow};
 const CIDR_V4: &str = "10.244.1.0/24";
 const CIDR_V6: &str = "fd00:10:244:1::/64";
 
-fn link(index: u32, name: &str, alias: Option<&str>) -> Link {
+pub(super) fn link(index: u32, name: &str, alias: Option<&str>) -> Link {
     Link {
         index,
         name: name.to_owned(),
@@ -99,6 +99,8 @@ fn network() -> Network {
             unreachable(CIDR_V6),
         ]),
         rules: Ok(vec![rule(false), rule(true)]),
+        policies: Ok(Vec::new()),
+        nics: Vec::new(),
         pinned: [("viaduct1".to_owned(), 77), ("vd0123456789ab".to_owned(), 77)].into(),
         settings: settings.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
         nft_table: Ok(true),
@@ -125,7 +127,7 @@ fn status() -> Status {
 }
 
 /// A node on which all is well and known.
-fn healthy() -> Facts {
+pub(super) fn healthy() -> Facts {
     let path = PathBuf::from("/etc/viaduct/viaduct.toml");
     let text = format!("[node]\npod_cidrs = [{CIDR_V4:?}, {CIDR_V6:?}]\n");
     Facts {
@@ -169,7 +171,7 @@ fn broken(change: Break) -> Facts {
     facts
 }
 
-fn rows_with(facts: &Facts, ok: Option<bool>) -> Vec<Row> {
+pub(super) fn rows_with(facts: &Facts, ok: Option<bool>) -> Vec<Row> {
     examine(facts).into_iter().filter(|row| row.ok == ok).collect()
 }
 
@@ -187,7 +189,7 @@ fn finds(change: Break, expected: &[(&str, &str)]) {
     assert_eq!(rows_with(&facts, None), [], "nothing is unknown");
 }
 
-fn links(facts: &mut Facts) -> &mut Vec<Link> {
+pub(super) fn links(facts: &mut Facts) -> &mut Vec<Link> {
     facts.network.links.as_mut().expect("links")
 }
 
@@ -195,7 +197,7 @@ fn routes(facts: &mut Facts) -> &mut Vec<Route> {
     facts.network.routes.as_mut().expect("routes")
 }
 
-fn set(facts: &mut Facts, key: &str, value: &str) {
+pub(super) fn set(facts: &mut Facts, key: &str, value: &str) {
     facts.network.settings.insert(key.to_owned(), value.to_owned());
 }
 
