@@ -27,6 +27,9 @@ pub const MTU_DEFAULT: u32 = 1500;
 /// XDP program and the route rules must hold.
 pub const POD_CIDRS_MAX: usize = 16;
 
+/// Most uplinks: each shares [`crate::workers::UPLINK_PORTS_MAX`] with the others.
+pub const UPLINKS_MAX: usize = 8;
+
 /// Fewest frames per worker: the rings of a few dozen ports.
 pub const FRAMES_MIN: u32 = 4096;
 /// Most frames per worker: at more, binding a socket costs over 34 ms and 33 MB of kernel memory.
@@ -101,8 +104,9 @@ pub struct Node {
     /// Prefixes that embedded IPAM allocates from: 1 to [`POD_CIDRS_MAX`], none overlapping, each
     /// with at least one address for a pod.
     pub pod_cidrs: Vec<IpNet>,
-    /// Route MTU in bytes, [`MTU_MIN`] to [`MTU_MAX`].
-    pub mtu: u32,
+    /// Route MTU in bytes, [`MTU_MIN`] to [`MTU_MAX`]; `None`: the smallest of the uplinks', and
+    /// [`MTU_DEFAULT`] without uplinks.
+    pub mtu: Option<u32>,
     /// Whether pod sources that leave the direct prefixes become the node's address.
     pub masquerade: bool,
 }
@@ -131,8 +135,10 @@ pub enum PortMode {
 /// The way to other nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uplink {
-    /// Interfaces that workers own queues of. Always empty for now: uplinks are not supported yet.
+    /// Interfaces that workers own queues of: at most [`UPLINKS_MAX`], each once.
     pub interfaces: Vec<String>,
+    /// Receive queues that every one of them is set to; `None` leaves them as they are.
+    pub channels: Option<u32>,
     /// Prefixes reached without address translation; by default the pod CIDRs.
     pub direct: Vec<IpNet>,
     /// Prefixes within `direct` that are left to the kernel all the same.

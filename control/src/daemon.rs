@@ -283,6 +283,7 @@ impl Daemon {
         if let Err(error) = self.kernel.receive(&mut events, KERNEL_EVENTS_MAX) {
             tracing::error!(%error, "watch the kernel");
         }
+        self.engine.follow(&events);
         let mut addresses = false;
         for event in events {
             match event {

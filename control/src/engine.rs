@@ -8,10 +8,13 @@ mod adopt;
 mod attach;
 mod compile;
 mod detach;
+mod follow;
 mod listing;
+mod pins;
 mod ports;
 mod reaper;
 mod repair;
+mod uplinks;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +30,7 @@ use ipnet::IpNet;
 use crate::config::Config;
 use crate::endpoint::{self, EndpointError, EndpointSpec, HostSide, Offloads};
 use crate::ethtool::Ethtool;
+use crate::fib::Mirror;
 use crate::ipam::Ipam;
 use crate::journal::{Journal, Record, boot_id};
 use crate::netlink::{AddressScope, Netlink};
@@ -34,12 +38,13 @@ use crate::nft::{NftConfig, NftTable};
 use crate::node::{NODE_IFNAME, NodeConfig, NodePort, WORKER_IFNAME, cookie};
 use crate::state::{Limits, PodRecord, State};
 use crate::sysctl::SysctlLog;
-use crate::workers::{NODE_SLOT, Workers, WorkersConfig};
+use crate::workers::{NODE_SLOT, UPLINK_PORTS_MAX, Workers, WorkersConfig};
 
 use adopt::Remembered;
 pub use attach::ADD_WAITS;
 pub use ports::Ports;
 pub use reaper::{Reaped, Reaper};
+use uplinks::Uplinks;
 
 /// Frames that one port holds at most: its fill ring, and as many under way.
 const FRAMES_PER_PORT: u32 = 192;
@@ -57,6 +62,11 @@ pub struct Engine {
     netlink: Netlink,
     node: NodePort,
     nft: NftTable,
+    uplinks: Uplinks,
+    /// The kernel's routes and neighbors, as far as they lead to direct addresses.
+    mirror: Mirror,
+    /// Route MTU in bytes of networks that name none.
+    route_mtu: u32,
     reaper: Reaper,
     /// Host ends and ports on their way out, by number: an ADD of the same name waits for them.
     leaving: BTreeMap<PortId, Attachment>,
@@ -84,7 +94,9 @@ impl Engine {
         let programs = Programs::load(&config.daemon.bpf_dir)?;
         let mut sysctls = SysctlLog::open(&config.daemon.state_dir.join("sysctls"))?;
         let outside = outside(&config, remembered.pods.values());
-        let node_config = node_config(&config, &ports, outside);
+        let mut netlink = Netlink::open()?;
+        let route_mtu = uplinks::route_mtu(&config, &ports, &mut netlink)?;
+        let node_config = node_config(&config, route_mtu, &ports, outside);
         NodePort::give_way(&node_config)?;
         let node = NodePort::ensure(&node_config, &mut sysctls)?;
         let mut nft = NftTable::open()?;
@@ -110,15 +122,19 @@ impl Engine {
         })?;
         let limits = Limits {
             workers: config.workers.cores.len() as u16,
-            slots: dataplane::port::PORTS_MAX as u32 - 1,
-            ports_per_worker: config.workers.frames / FRAMES_PER_PORT,
+            slots: dataplane::port::PORTS_MAX as u32 - 1 - u32::from(UPLINK_PORTS_MAX),
+            ports_per_worker: (config.workers.frames / FRAMES_PER_PORT)
+                .saturating_sub(uplinks::frames_per_worker(&config) / FRAMES_PER_PORT),
         };
         let mut engine = Engine {
             state: State::new(limits),
             ipam: Ipam::new(&config.node.pod_cidrs),
             host: HostSide::open()?,
-            netlink: Netlink::open()?,
+            netlink,
             node_addresses: Vec::new(),
+            uplinks: Uplinks::new(&config.uplink.interfaces),
+            mirror: Mirror::new(config.uplink.direct.clone()),
+            route_mtu,
             config,
             ports,
             programs,
@@ -137,11 +153,14 @@ impl Engine {
         engine.node_addresses = engine.discover_addresses();
         engine.adopt(remembered)?;
         engine.reach_pods()?;
+        engine.steer()?;
         engine.publish()?;
         engine.programs.set_socket(u32::from(NODE_SLOT), node_socket.as_fd())?;
         for (id, socket) in std::mem::take(&mut engine.adopted_sockets) {
             engine.programs.set_socket(u32::from(id.0), socket.as_fd())?;
         }
+        // While there are no sentinels every packet of an uplink passes.
+        engine.watch_uplinks();
         for worker in 0..limits.workers {
             engine.take_charge(worker)?;
         }
@@ -343,11 +362,16 @@ fn outside<'a>(config: &Config, pods: impl Iterator<Item = &'a PodRecord>) -> BT
     addresses.filter(|address| !inside(address)).collect()
 }
 
-fn node_config(config: &Config, ports: &Ports, outside: BTreeSet<IpAddr>) -> NodeConfig {
+fn node_config(
+    config: &Config,
+    route_mtu: u32,
+    ports: &Ports,
+    outside: BTreeSet<IpAddr>,
+) -> NodeConfig {
     NodeConfig {
         pod_cidrs: config.node.pod_cidrs.clone(),
         outside,
-        route_mtu: config.node.mtu,
+        route_mtu,
         device_mtu: ports.node_device_mtu(),
         workers: config.workers.cores.len() as u32,
     }

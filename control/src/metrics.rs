@@ -15,6 +15,7 @@ use crate::report::{
 mod http;
 #[cfg(test)]
 mod tests;
+mod uplinks;
 
 pub use http::{CONNECTIONS_MAX, MetricsError, MetricsServer, Page, REQUEST_BYTES_MAX, Response};
 
@@ -110,6 +111,7 @@ pub fn render(report: &Report) -> String {
     page.pod_states(&report.pods);
     page.pod_traffic(&report.pods);
     page.node_traffic(&report.ports);
+    page.uplinks(&report.status, &report.ports);
     page.fallback(&report.status.fallback_packets);
     page.operations(&report.operations);
     page.text
@@ -285,7 +287,7 @@ impl Exposition {
         self.traffic("viaduct_pod", &sources);
     }
 
-    /// Ports of pods are left out: their traffic is the pods'.
+    /// Ports of pods and uplinks are left out: pods and uplinks have metrics of their own.
     fn node_traffic(&mut self, ports: &[PortRow]) {
         let nodes = ports.iter().filter(|port| port.kind == PortKind::Node);
         let sources: Vec<Source<'_>> = nodes.map(Source::node).collect();

@@ -16,8 +16,8 @@ mod workers;
 
 pub use drops::{DropKey, DropRow, FallbackCounts, drop_rows, port_down_row};
 pub use pods::{FallbackAction, PodRow, PodState, pod_name};
-pub use ports::{PortKind, PortRow, RouteRow};
-pub use status::{Features, PortMode, Status};
+pub use ports::{HopRow, PortKind, PortRow, RouteRow};
+pub use status::{Features, PortMode, Status, UplinkRow};
 pub use traffic::{Direction, DirectionRow};
 pub use workers::{FramesRow, PacketsRow, WorkerRow};
 

@@ -13,6 +13,7 @@ use crate::netlink::Netlink;
 use crate::nft::NftTable;
 use crate::node::{COOKIE_PREFIX, HOST_IFNAME_PREFIX, NodePort};
 use crate::sysctl::SysctlLog;
+use crate::uplink::channels::{CHANNELS_FILE, ChannelLog};
 
 /// Takes everything away, pods' interfaces included. Goes on after an error; returns the number
 /// of steps that failed, each of which was logged. May be called again.
@@ -26,6 +27,10 @@ pub fn uninstall(config: &Config) -> usize {
     };
     step("delete host ends", delete_host_ends());
     step("detach programs", unpin(&config.daemon.bpf_dir));
+    let channels = ChannelLog::at(config.daemon.state_dir.join(CHANNELS_FILE));
+    for error in channels.restore() {
+        step("put channels back", Err(error.into()));
+    }
     step("remove the nft table", NftTable::open().and_then(|mut t| t.remove()).map_err(Into::into));
     match SysctlLog::open(&config.daemon.state_dir.join("sysctls")) {
         Ok(mut sysctls) => {
@@ -35,7 +40,7 @@ pub fn uninstall(config: &Config) -> usize {
         }
         Err(error) => step("read the originals of sysctls", Err(error.into())),
     }
-    for file in ["journal", "sysctls"] {
+    for file in ["journal", "sysctls", CHANNELS_FILE] {
         step("remove files", remove(&config.daemon.state_dir.join(file)));
     }
     failed
@@ -60,6 +65,9 @@ fn unpin(bpf_dir: &Path) -> anyhow::Result<()> {
     let programs = Programs::load(bpf_dir)?;
     for name in programs.links()? {
         programs.detach(&name)?;
+    }
+    for name in programs.attached_uplinks()? {
+        programs.detach_uplink(&name)?;
     }
     drop(programs);
     Ok(fs::remove_dir_all(bpf_dir)?)

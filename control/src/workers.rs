@@ -1,6 +1,8 @@
 //! The worker threads as control sees them: started, given ports and tables, watched, stopped.
 
-use std::collections::HashMap;
+mod uplink;
+
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -23,8 +25,12 @@ use dataplane::xsk::socket::{
 };
 use thiserror::Error;
 
-/// Slot of the node port. Pods have the slots above.
+/// Slot of the node port.
 pub const NODE_SLOT: u16 = 0;
+
+/// Slots of the uplinks' queues, above the node port's: two NICs with as many queues as a large
+/// machine has cores. Pods have the slots above.
+pub const UPLINK_PORTS_MAX: u16 = 128;
 
 /// How long a bind waits for the sockets of a dead process: 110 of them close in 1.3 s.
 const BIND_DEADLINE: Duration = Duration::from_secs(5);
@@ -101,6 +107,8 @@ pub struct WorkerHandle {
     pub hugepages: bool,
     commands: rtrb::Producer<Command<XskPort>>,
     events: rtrb::Consumer<Event<XskPort>>,
+    /// Events that came while another was waited for.
+    unread: VecDeque<Event<XskPort>>,
     bell: Arc<Bell>,
     area: Arc<Area>,
     /// A socket on the node port's queue of this worker, whose memory all its ports share.
@@ -213,6 +221,7 @@ impl Workers {
                 hugepages: area.hugepages(),
                 commands,
                 events,
+                unread: VecDeque::new(),
                 bell,
                 area,
                 anchor,
@@ -293,13 +302,20 @@ impl Workers {
 
     /// Hands the rings of removed ports to `reap`; returns the ports whose numbers are free again.
     pub fn poll(&mut self, mut reap: impl FnMut(PortId, Box<XskPort>)) -> Vec<PortId> {
-        let mut free = Vec::new();
+        let (mut free, mut late) = (Vec::new(), Vec::new());
         for worker in &mut self.workers {
-            while let Ok(event) = worker.events.pop() {
+            while let Some(event) = worker.unread.pop_front().or_else(|| worker.events.pop().ok()) {
                 match event {
                     Event::Removed(id, io) => reap(id, io),
                     Event::Reclaimed(id) => free.push(id),
+                    // Nobody waits for them any more: they go back.
+                    Event::Lent(id, _) => late.push(id),
                 }
+            }
+        }
+        for id in late {
+            if let Err(error) = self.reclaim_port(id) {
+                tracing::error!(%error, "take frames back that came too late");
             }
         }
         free

@@ -155,7 +155,7 @@ fn tables_have_a_line_per_row_and_fit_a_wide_terminal() {
     let drops = sample_drops(&sample());
     let Report { status, pods, ports, .. } = sample();
     let tables = [
-        (views::status(&status), 15),
+        (views::status(&status), 17),
         (views::pods(&pods), pods.len() + 1),
         (views::ports(&ports), ports.len() + 1),
         (views::routes(&sample_routes()), sample_routes().len() + 1),
@@ -210,6 +210,7 @@ fn a_listing_of_several_frames_is_one_array_and_one_table() {
             dev: "vd0123456789ab".to_owned(),
             source: "pod".to_owned(),
             via: None,
+            hops: Vec::new(),
         })
         .collect();
     let whole = serde_json::to_string(&routes).expect("rows are JSON");

@@ -9,7 +9,7 @@ use super::table::Align::{Left, Right};
 use super::table::Table;
 use crate::doctor::Row;
 use crate::report::{
-    DropRow, FallbackAction, PodRow, PodState, PortRow, RouteRow, Status, WorkerRow,
+    DropRow, FallbackAction, PodRow, PodState, PortRow, RouteRow, Status, UplinkRow, WorkerRow,
 };
 
 /// Longest name of an interface (IFNAMSIZ - 1): a longer word that names no pod is a container ID.
@@ -27,6 +27,9 @@ pub(super) fn status(status: &Status) -> String {
         format!("  tables     generation {generation}, {routes} routes"),
         format!("  fallback   {}", fallback_numbers(status)),
     ];
+    lines.extend(
+        status.uplinks.iter().map(|uplink| format!("  uplink     {}", uplink_line(uplink))),
+    );
     lines.extend(status.problems.iter().map(|problem| format!("  problem    {problem}")));
     let blocks = [lines.join("\n") + "\n", frames(&status.workers), packets(&status.workers)];
     blocks.join("\n")
@@ -54,6 +57,17 @@ fn fallback_numbers(status: &Status) -> String {
     let counts = &status.fallback_packets;
     let refused = counts.refused().map(|(_, count)| count).sum();
     format!("packets passed to the kernel: {}, refused: {}", count(counts.passed()), count(refused))
+}
+
+fn uplink_line(row: &UplinkRow) -> String {
+    let UplinkRow { device, queues, zero_copy, xdp, mtu, note } = row;
+    let note = note.as_ref().map(|note| format!(" ({note})")).unwrap_or_default();
+    match xdp {
+        None => format!("{device}: left to the kernel{note}"),
+        Some(xdp) => format!(
+            "{device}: {queues} queues, {zero_copy} of them zero-copy, {xdp} XDP, MTU {mtu}{note}"
+        ),
+    }
 }
 
 fn frames(workers: &[WorkerRow]) -> String {

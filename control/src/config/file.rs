@@ -14,9 +14,13 @@ use super::source::Source;
 use super::{
     Config, ConfigError, Daemon, FLOWS_DEFAULT, FLOWS_MAX, FLOWS_MIN, FRAMES_DEFAULT, FRAMES_MAX,
     FRAMES_MIN, MTU_DEFAULT, MTU_MAX, MTU_MIN, Nat, Node, POD_CIDRS_MAX, PortMode,
-    SOCKET_PATH_BYTES_MAX, Shaping, Uplink, Workers,
+    SOCKET_PATH_BYTES_MAX, Shaping, UPLINKS_MAX, Uplink, Workers,
 };
 use crate::ipam;
+use crate::workers::UPLINK_PORTS_MAX;
+
+/// Bytes of an interface name, its final zero included (`IFNAMSIZ`, linux/if.h).
+const IFNAME_BYTES: usize = 16;
 
 /// Prefixes that no pod can live in, with the reason.
 const UNUSABLE: [(IpNet, &str); 7] = [
@@ -74,7 +78,8 @@ struct WorkersTable {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct UplinkTable {
-    interfaces: Option<Spanned<Vec<String>>>,
+    interfaces: Option<Vec<Spanned<String>>>,
+    channels: Option<Spanned<i64>>,
     direct: Option<Vec<Spanned<String>>>,
     kernel: Option<Vec<Spanned<String>>>,
 }
@@ -147,7 +152,10 @@ fn check_node(source: &Source, table: Option<Spanned<NodeTable>>) -> Result<Node
     }
     Ok(Node {
         pod_cidrs,
-        mtu: source.number("node.mtu", mtu, MTU_DEFAULT, MTU_MIN..=MTU_MAX)?,
+        mtu: match mtu {
+            None => None,
+            Some(_) => Some(source.number("node.mtu", mtu, MTU_DEFAULT, MTU_MIN..=MTU_MAX)?),
+        },
         masquerade: masquerade.unwrap_or(true),
     })
 }
@@ -240,11 +248,15 @@ fn check_uplink(
     table: UplinkTable,
     pod_cidrs: &[IpNet],
 ) -> Result<Uplink, ConfigError> {
-    let UplinkTable { interfaces, direct, kernel } = table;
-    if let Some(interfaces) = interfaces.filter(|names| !names.get_ref().is_empty()) {
-        let problem = "uplinks are not supported yet; leave the list empty";
-        return Err(source.refuse("uplink.interfaces", interfaces.span(), problem));
-    }
+    let UplinkTable { interfaces, channels, direct, kernel } = table;
+    let interfaces = check_interfaces(source, interfaces.unwrap_or_default())?;
+    let channels = match channels {
+        None => None,
+        Some(given) => {
+            let most = u32::from(UPLINK_PORTS_MAX);
+            Some(source.number("uplink.channels", Some(given), 1, 1..=most)?)
+        }
+    };
     let direct = match direct {
         Some(list) => source.prefixes("uplink.direct", &list)?,
         None => pod_cidrs.to_vec(),
@@ -260,7 +272,32 @@ fn check_uplink(
             return Err(source.refuse(key, written.span(), problem));
         }
     }
-    Ok(Uplink { interfaces: Vec::new(), direct, kernel })
+    Ok(Uplink { interfaces, channels, direct, kernel })
+}
+
+fn check_interfaces(
+    source: &Source,
+    list: Vec<Spanned<String>>,
+) -> Result<Vec<String>, ConfigError> {
+    const KEY: &str = "uplink.interfaces";
+    let mut names: Vec<String> = Vec::with_capacity(list.len());
+    for written in list {
+        let name = written.get_ref();
+        let problem = if name.is_empty() || name.len() >= IFNAME_BYTES {
+            Some(format!("\"{name}\" is no name of an interface; see ip link"))
+        } else if names.contains(name) {
+            Some(format!("{name} is named twice; name it once"))
+        } else if names.len() == UPLINKS_MAX {
+            Some(format!("there are more than {UPLINKS_MAX} interfaces; leave some to the kernel"))
+        } else {
+            None
+        };
+        if let Some(problem) = problem {
+            return Err(source.refuse(KEY, written.span(), problem));
+        }
+        names.push(written.into_inner());
+    }
+    Ok(names)
 }
 
 fn check_daemon(source: &Source, table: DaemonTable) -> Result<Daemon, ConfigError> {

@@ -41,9 +41,14 @@ fn only_pod_cidrs_is_required_and_the_rest_has_the_documented_defaults() {
     let config = parse("[node]\npod_cidrs = [\"10.244.1.0/24\", \"fd00:10:244:1::/64\"]").unwrap();
     let pod_cidrs = nets(&["10.244.1.0/24", "fd00:10:244:1::/64"]);
     let expected = Config {
-        node: Node { pod_cidrs: pod_cidrs.clone(), mtu: 1500, masquerade: true },
+        node: Node { pod_cidrs: pod_cidrs.clone(), mtu: None, masquerade: true },
         workers: Workers { cores: vec![5], frames: 32768, port_mode: PortMode::Auto },
-        uplink: Uplink { interfaces: Vec::new(), direct: pod_cidrs, kernel: Vec::new() },
+        uplink: Uplink {
+            interfaces: Vec::new(),
+            channels: None,
+            direct: pod_cidrs,
+            kernel: Vec::new(),
+        },
         nat: Nat { flows: 1_048_576 },
         shaping: Shaping { queue: Duration::from_millis(25), burst: Duration::from_millis(50) },
         daemon: Daemon {
@@ -83,10 +88,11 @@ fn every_key_can_be_set() {
         metrics = ""
     "#;
     let expected = Config {
-        node: Node { pod_cidrs: nets(&["10.244.1.0/24"]), mtu: 9000, masquerade: false },
+        node: Node { pod_cidrs: nets(&["10.244.1.0/24"]), mtu: Some(9000), masquerade: false },
         workers: Workers { cores: vec![2, 1], frames: 4096, port_mode: PortMode::Basic },
         uplink: Uplink {
             interfaces: Vec::new(),
+            channels: None,
             direct: nets(&["10.244.0.0/16", "0.0.0.0/0"]),
             kernel: nets(&["10.244.7.0/24"]),
         },
@@ -204,9 +210,19 @@ fn cores_are_some_each_once_and_usable() {
 }
 
 #[test]
-fn uplinks_are_refused_until_they_are_supported() {
-    let text = with("[uplink]\ninterfaces = [\"eth1\"]");
-    refused(&text, 4, "uplink.interfaces", "uplinks are not supported yet");
+fn uplinks_are_named_once_and_by_names_that_interfaces_can_have() {
+    let uplink = |names: &str| with(&format!("[uplink]\ninterfaces = [{names}]"));
+    let config = parse(&uplink("\"eth1\", \"eth2\"")).unwrap();
+    assert_eq!(config.uplink.interfaces, ["eth1", "eth2"]);
+    assert_eq!(config.uplink.channels, None);
+    refused(&uplink("\"eth1\", \"eth1\""), 4, "uplink.interfaces", "named twice");
+    refused(&uplink("\"\""), 4, "uplink.interfaces", "no name of an interface");
+    refused(&uplink("\"abcdefghijklmnop\""), 4, "uplink.interfaces", "no name of an interface");
+    let nine: Vec<String> = (0..9).map(|n| format!("\"eth{n}\"")).collect();
+    refused(&uplink(&nine.join(",")), 4, "uplink.interfaces", "more than 8");
+    let channels = |n: u32| with(&format!("[uplink]\nchannels = {n}"));
+    assert_eq!(parse(&channels(4)).unwrap().uplink.channels, Some(4));
+    refused(&channels(0), 4, "uplink.channels", "not within 1 to 128");
 }
 
 #[test]

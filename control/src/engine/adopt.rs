@@ -107,6 +107,15 @@ impl Engine {
                 self.programs.detach(&name)?;
             }
         }
+        for name in self.programs.attached_uplinks()? {
+            if !self.config.uplink.interfaces.contains(&name) {
+                self.programs.detach_uplink(&name)?;
+            }
+        }
+        // Those that are uplinks now get their entries when they are raised.
+        for (ifindex, _) in self.programs.uplinks()? {
+            self.programs.remove_uplink(ifindex)?;
+        }
         for (ifindex, _) in self.programs.ports()? {
             if ifindex != self.node.worker_index && !indices.contains(&ifindex) {
                 self.programs.remove_port(ifindex)?;

@@ -8,9 +8,8 @@ use dataplane::xsk::program::{Fallback, PortEntry, PortKind};
 use ipnet::IpNet;
 
 use super::compile::port_of;
-use super::ports::ROUTE_MTU_BASIC_MAX;
 use super::{EndpointError, EndpointSpec, Engine, Record, call_error, pod_cookie};
-use crate::config::{MTU_MAX, MTU_MIN};
+use crate::config::MTU_MIN;
 use crate::endpoint::{self, Offloads, in_namespace};
 use crate::node::{HOST_MAC, host_ifname, mac_for};
 use crate::state::{Change, Effect, NewPod, PodRecord};
@@ -71,11 +70,8 @@ impl Engine {
             None => mac_for(&host_ifname),
             Some(wanted) => parse_mac(wanted).map_err(invalid)?,
         };
-        let route_mtu = request.mtu.unwrap_or(self.config.node.mtu);
-        let most = match self.ports.offloads {
-            Offloads::Full => MTU_MAX,
-            Offloads::Basic => ROUTE_MTU_BASIC_MAX,
-        };
+        let route_mtu = request.mtu.unwrap_or(self.route_mtu);
+        let most = self.ports.route_mtu_max();
         if !(MTU_MIN..=most).contains(&route_mtu) {
             let msg = format!("mtu {route_mtu} is not possible here; use {MTU_MIN} to {most}");
             return Err(invalid(msg));

@@ -1,15 +1,27 @@
 //! State to tables: the only place where the words of control become those of the data plane.
 
+use dataplane::offload::Hints;
 use dataplane::port::{PortId, WorkerId};
 use dataplane::tables::{PortKind, PortSpec, Prefix, TablesInput};
 
+use ipnet::IpNet;
+
 use super::Engine;
 use crate::state::PodRecord;
-use crate::workers::NODE_SLOT;
+use crate::workers::{NODE_SLOT, UPLINK_PORTS_MAX};
 
-/// The port number of a pod. Slot 0 of the socket map is the node port's.
+/// The port of the pod with slot 0: before it come the node port and the uplinks'.
+pub(super) const FIRST_POD_PORT: u16 = NODE_SLOT + 1 + UPLINK_PORTS_MAX;
+
+/// The port number of a pod.
 pub(super) fn port_of(pod: &PodRecord) -> PortId {
-    PortId(u16::try_from(pod.slot + 1).expect("slots are below PORTS_MAX"))
+    let slot = u16::try_from(pod.slot).expect("slots are below PORTS_MAX");
+    PortId(FIRST_POD_PORT + slot)
+}
+
+/// A prefix in the words of the data plane.
+pub(super) fn prefix(net: &IpNet) -> Prefix {
+    Prefix { address: net.network(), len: net.prefix_len() }
 }
 
 /// What the workers forward by.
@@ -17,10 +29,17 @@ pub(super) fn tables(engine: &Engine) -> TablesInput {
     let mut ports = vec![node_port(engine)];
     let served = engine.state.pods().filter(|pod| engine.is_served(&pod.attachment));
     ports.extend(served.map(|pod| pod_port(engine, pod)));
-    let prefix = |cidr: &ipnet::IpNet| Prefix { address: cidr.network(), len: cidr.prefix_len() };
+    let (uplinks, uplink_ports) = engine.uplinks.compile(engine.state.limits().workers);
+    ports.extend(uplink_ports);
+    let direct = engine.config.uplink.direct.iter().map(|net| (prefix(net), true));
+    let kernel = engine.config.uplink.kernel.iter().map(|net| (prefix(net), false));
     TablesInput {
         ports,
         pod_cidrs: engine.config.node.pod_cidrs.iter().map(prefix).collect(),
+        // Of two equal prefixes the kernel's comes first.
+        direct: kernel.chain(direct).collect(),
+        uplinks,
+        fib: engine.mirror.fib().clone(),
         node_addresses: engine.node_addresses.clone(),
     }
 }
@@ -32,9 +51,10 @@ fn node_port(engine: &Engine) -> PortSpec {
         kind: PortKind::Node,
         mac: engine.node.node_mac,
         gateway_mac: engine.node.worker_mac,
-        mtu: engine.config.node.mtu as usize,
+        mtu: engine.route_mtu as usize,
         device_mtu: engine.ports.node_device_mtu() as usize,
         addresses: Vec::new(),
+        hints: Hints::Marker,
         tx_checksum: engine.ports.features.tx_checksum,
     }
 }
@@ -49,6 +69,7 @@ fn pod_port(engine: &Engine, pod: &PodRecord) -> PortSpec {
         mtu: pod.route_mtu as usize,
         device_mtu: pod.offloads.device_mtu(pod.route_mtu) as usize,
         addresses: pod.addresses.iter().map(|address| address.address).collect(),
+        hints: Hints::Marker,
         tx_checksum: engine.ports.features.tx_checksum,
     }
 }

@@ -4,7 +4,7 @@
 use cni_bridge::protocol::{Attachment, CallError};
 use dataplane::port::PortId;
 
-use super::compile::port_of;
+use super::compile::{FIRST_POD_PORT, port_of};
 use super::reaper::Reaped;
 use super::{Engine, Record, pod_cookie};
 use crate::state::{Change, Effect, PodRecord};
@@ -65,6 +65,9 @@ impl Engine {
 
     /// Nothing of a port is left: its number can be used again.
     fn has_left(&mut self, id: PortId) -> bool {
+        if self.uplinks.has_left(id) {
+            return false;
+        }
         self.state.release_slot(slot_of(id));
         self.leaving.remove(&id).is_some()
     }
@@ -72,10 +75,10 @@ impl Engine {
     /// Whether something is on its way out.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.leaving.is_empty()
+        self.leaving.is_empty() && self.uplinks.is_settled()
     }
 }
 
 fn slot_of(id: PortId) -> u32 {
-    u32::from(id.0) - 1
+    u32::from(id.0 - FIRST_POD_PORT)
 }

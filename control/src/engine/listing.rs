@@ -1,24 +1,34 @@
 //! What the engine tells: the rows of listings and metrics, read from state and counters.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cni_bridge::protocol::{Attachment, Listing, Reply};
 use dataplane::counters::PortCounters;
 use dataplane::port::PortId;
+use serde::{Deserialize, Serialize};
 
 use super::attach::text;
-use super::compile::port_of;
+use super::compile::{FIRST_POD_PORT, port_of};
 use super::{Engine, Offloads};
+use crate::fib::{ListedHop, ListedRoute, RouteKey};
 use crate::metrics::OpTimes;
 use crate::node::WORKER_IFNAME;
 use crate::report::{
-    DirectionRow, DropKey, DropRow, FallbackAction, FallbackCounts, Features, FramesRow,
+    DirectionRow, DropKey, DropRow, FallbackAction, FallbackCounts, Features, FramesRow, HopRow,
     PacketsRow, PodRow, PodState, PortKind, PortMode, PortRow, Report, RouteRow, Status, WorkerRow,
     drop_rows, pod_name, port_down_row,
 };
 use crate::server::page;
 use crate::state::{Fallback, PodRecord};
 use crate::workers::{NODE_SLOT, WorkerHandle};
+
+/// Where a row of `viaduct routes` stands: workers' own routes first, then those of the kernel.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+enum RowKey {
+    Own(RouteRow),
+    Followed(RouteKey),
+}
 
 impl Engine {
     /// The answer to a listing, from the row behind `after` on, as the JSON of the external
@@ -37,12 +47,7 @@ impl Engine {
                 let first = after.map_or(NODE_SLOT, |port| port.saturating_add(1));
                 self.port_rows(first).map(|row| (row.port, row))
             }),
-            Listing::Routes => page(after, |after: Option<RouteRow>| {
-                let mut rows: Vec<RouteRow> =
-                    self.route_rows().filter(|row| after.as_ref() < Some(row)).collect();
-                rows.sort_unstable();
-                rows.into_iter().map(|row| (row.clone(), row))
-            }),
+            Listing::Routes => page(after, |after| self.route_rows(after)),
             Listing::Drops => page(after, |after| self.drop_rows(after)),
         }
     }
@@ -65,6 +70,7 @@ impl Engine {
         let generation = self.workers.generation();
         let mut problems: Vec<String> = self.hangs().into_iter().collect();
         let ready = problems.is_empty();
+        problems.extend(self.uplinks.problems());
         problems.extend(self.unserved.iter().map(|attachment| {
             let Attachment { container_id, ifname, .. } = attachment;
             let whose = format!("{ifname} of container {container_id}");
@@ -94,9 +100,11 @@ impl Engine {
             generation,
             pods: self.state.pods().len() as u32,
             fallback_pods: self.unserved.len() as u32,
-            routes: self.route_rows().count() as u32,
+            routes: (self.own_routes().count() + self.mirror.routes()) as u32,
             fallback_packets: self.fallback_counts(),
             workers: self.workers.handles().iter().map(|w| self.worker_row(w)).collect(),
+            uplinks: self.uplinks.rows().collect(),
+            uplink_passed: self.uplink_counts(),
         }
     }
 
@@ -149,13 +157,35 @@ impl Engine {
     /// The ports from this number on, in the order of their numbers: the node's is the first.
     fn port_rows(&self, first: u16) -> impl Iterator<Item = PortRow> {
         let node = (first == NODE_SLOT).then(|| self.node_port_row());
+        let uplinks = self.uplink_port_rows().filter(move |row| row.port >= first);
         let pods = self.pods_from_port(first).map(|pod| self.pod_port_row(pod));
-        node.into_iter().chain(pods)
+        node.into_iter().chain(uplinks).chain(pods)
+    }
+
+    fn uplink_port_rows(&self) -> impl Iterator<Item = PortRow> {
+        self.uplinks.queues().map(|(name, id, queue, raised)| {
+            let (from_pod, to_pod) = self.directions(id);
+            PortRow {
+                port: id.0,
+                device: name.to_owned(),
+                queue: queue.into(),
+                ifindex: raised.nic.ifindex,
+                kind: PortKind::Uplink,
+                mode: mode(self.ports.node()),
+                zero_copy: queue < raised.zero_copy,
+                worker: queue % self.state.limits().workers,
+                slot: u32::from(id.0),
+                mtu: raised.nic.mtu,
+                mac: text(raised.nic.mac),
+                from_pod,
+                to_pod,
+            }
+        })
     }
 
     /// The pods at the ports from this number on; see [`port_of`].
     fn pods_from_port(&self, first: u16) -> impl Iterator<Item = &PodRecord> {
-        self.state.pods_from_slot(u32::from(first).saturating_sub(1))
+        self.state.pods_from_slot(u32::from(first).saturating_sub(u32::from(FIRST_POD_PORT)))
     }
 
     fn node_port_row(&self) -> PortRow {
@@ -163,12 +193,14 @@ impl Engine {
         PortRow {
             port: NODE_SLOT,
             device: WORKER_IFNAME.to_owned(),
+            queue: 0,
             ifindex: self.node.worker_index,
             kind: PortKind::Node,
             mode: mode(self.ports.node()),
+            zero_copy: false,
             worker: 0,
             slot: u32::from(NODE_SLOT),
-            mtu: self.config.node.mtu,
+            mtu: self.route_mtu,
             mac: text(self.node.node_mac),
             from_pod,
             to_pod,
@@ -181,9 +213,11 @@ impl Engine {
         PortRow {
             port: id.0,
             device: pod.host_ifname.clone(),
+            queue: 0,
             ifindex: pod.host_ifindex,
             kind: PortKind::Pod,
             mode: mode(pod.offloads),
+            zero_copy: false,
             worker: pod.worker,
             slot: u32::from(id.0),
             mtu: pod.route_mtu,
@@ -193,8 +227,28 @@ impl Engine {
         }
     }
 
-    /// Where workers send what: pods, the rest of the pod network, everything else.
-    fn route_rows(&self) -> impl Iterator<Item = RouteRow> {
+    /// Where workers send what, behind the row of this key.
+    fn route_rows(&self, after: Option<RowKey>) -> impl Iterator<Item = (RowKey, RouteRow)> {
+        let (own, followed) = match after {
+            None => (self.own_routes_after(None), None),
+            Some(RowKey::Own(row)) => (self.own_routes_after(Some(&row)), None),
+            Some(RowKey::Followed(key)) => (Vec::new(), Some(key)),
+        };
+        let own = own.into_iter().map(|row| (RowKey::Own(row.clone()), row));
+        let followed = self.mirror.routes_after(followed).filter(|(_, route)| route.decides);
+        let row = |(key, route)| (RowKey::Followed(key), self.followed_row(&key, route));
+        own.chain(followed.map(row))
+    }
+
+    /// At most a row for each address of each pod, and a few more.
+    fn own_routes_after(&self, after: Option<&RouteRow>) -> Vec<RouteRow> {
+        let mut rows: Vec<RouteRow> = self.own_routes().filter(|row| after < Some(row)).collect();
+        rows.sort_unstable();
+        rows
+    }
+
+    /// What needs no mirror: pods, the rest of the pod network, everything else.
+    fn own_routes(&self) -> impl Iterator<Item = RouteRow> {
         let pods = self.state.pods().flat_map(|pod| {
             pod.addresses.iter().map(|address| RouteRow {
                 dst: address.address.into(),
@@ -202,6 +256,7 @@ impl Engine {
                 dev: pod.host_ifname.clone(),
                 port: Some(port_of(pod).0),
                 source: "pod".to_owned(),
+                hops: Vec::new(),
             })
         });
         let no_pod = self.config.node.pod_cidrs.iter().map(|cidr| RouteRow {
@@ -210,6 +265,7 @@ impl Engine {
             dev: String::new(),
             port: None,
             source: "no_pod".to_owned(),
+            hops: Vec::new(),
         });
         let node = ["0.0.0.0/0", "::/0"].map(|default| RouteRow {
             dst: default.parse().expect("a prefix"),
@@ -217,8 +273,31 @@ impl Engine {
             dev: WORKER_IFNAME.to_owned(),
             port: Some(NODE_SLOT),
             source: "node".to_owned(),
+            hops: Vec::new(),
         });
         pods.chain(no_pod).chain(node)
+    }
+
+    /// A route of the kernel that the mirror follows: out of an uplink, or left to the kernel.
+    fn followed_row(&self, key: &RouteKey, route: ListedRoute) -> RouteRow {
+        let uplink = route.hops.first().and_then(|hop| hop.uplink);
+        let all = route.hops.iter().all(|hop| hop.uplink.is_some());
+        let port = uplink.filter(|_| all).and_then(|id| self.uplinks.first_port(id));
+        let first = route.hops.first();
+        let hop =
+            |hop: &ListedHop| HopRow { via: hop.via, dev: hop.dev.clone(), weight: hop.weight };
+        RouteRow {
+            dst: key.dst(),
+            via: first.and_then(|hop| hop.via),
+            dev: first.map(|hop| hop.dev.clone()).unwrap_or_default(),
+            port: Some(port.map_or(NODE_SLOT, |port| port.0)),
+            source: "kernel".to_owned(),
+            hops: if route.hops.len() > 1 {
+                route.hops.iter().map(hop).collect()
+            } else {
+                Vec::new()
+            },
+        }
     }
 
     /// Drops behind the row of this key: those that are nobody's first, then port by port.
@@ -232,7 +311,9 @@ impl Engine {
         let port_down = self.workers.handles().iter().map(|w| w.counters.port_down.get()).sum();
         let nobodys =
             [self.fallback_counts().drop_rows(), Vec::from_iter(port_down_row(port_down))];
-        let rows = nobodys.into_iter().chain(node).chain(pods).flatten();
+        let uplinks = self.uplinks.queues().filter(move |(_, id, ..)| id.0 >= first);
+        let uplinks = uplinks.map(|(name, id, ..)| self.port_drops(id, name));
+        let rows = nobodys.into_iter().chain(node).chain(uplinks).chain(pods).flatten();
         rows.map(|row| (row.key(), row)).filter(move |(key, _)| after.as_ref() < Some(key))
     }
 
@@ -248,6 +329,15 @@ impl Engine {
             Vec::new()
         });
         counts.into_iter().collect()
+    }
+
+    /// What passed the uplinks' program, by why.
+    fn uplink_counts(&self) -> BTreeMap<String, u64> {
+        let counts = self.programs.uplink_counts().unwrap_or_else(|error| {
+            tracing::warn!(%error, "what passes the uplinks is not shown");
+            Vec::new()
+        });
+        counts.into_iter().map(|(why, count)| (why.to_owned(), count)).collect()
     }
 
     fn directions(&self, id: PortId) -> (DirectionRow, DirectionRow) {

@@ -7,7 +7,7 @@
 
 use dataplane::xsk::socket::{SocketFeatures, probe};
 
-use crate::config::{Config, PortMode};
+use crate::config::{Config, MTU_MAX, PortMode};
 use crate::endpoint::Offloads;
 use crate::state::PodRecord;
 
@@ -35,12 +35,13 @@ impl Ports {
         if can && config.workers.port_mode == PortMode::Auto {
             return Ok(Ports { features: kernel, offloads: Offloads::Full });
         }
-        anyhow::ensure!(
-            config.node.mtu <= ROUTE_MTU_BASIC_MAX,
-            "[node] mtu = {} needs multi-buffer AF_XDP, which this kernel or port_mode = \"basic\" \
-             does not have; set it to {ROUTE_MTU_BASIC_MAX} or less",
-            config.node.mtu
-        );
+        if let Some(mtu) = config.node.mtu {
+            anyhow::ensure!(
+                mtu <= ROUTE_MTU_BASIC_MAX,
+                "[node] mtu = {mtu} needs multi-buffer AF_XDP, which this kernel or port_mode = \
+                 \"basic\" does not have; set it to {ROUTE_MTU_BASIC_MAX} or less"
+            );
+        }
         let none = SocketFeatures { multi_buffer: false, tx_checksum: false, tx_budget: false };
         let stays_full = can && pods.any(|pod| pod.offloads == Offloads::Full);
         let features = if stays_full { kernel } else { none };
@@ -50,6 +51,14 @@ impl Ports {
     /// What the node's kernel may leave to us at the node port.
     pub(super) fn node(&self) -> Offloads {
         if self.features.multi_buffer { Offloads::Full } else { Offloads::Basic }
+    }
+
+    /// Largest route MTU in bytes that is possible here.
+    pub(super) fn route_mtu_max(&self) -> u32 {
+        match self.offloads {
+            Offloads::Full => MTU_MAX,
+            Offloads::Basic => ROUTE_MTU_BASIC_MAX,
+        }
     }
 
     /// Device MTU of the node port. In basic mode it takes what pods of any network send.

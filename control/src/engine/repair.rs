@@ -36,7 +36,7 @@ impl Engine {
     /// The node port with the ways to the pods of now, and the nft table.
     fn repair_node(&mut self) -> anyhow::Result<()> {
         let outside = outside(&self.config, self.state.pods());
-        let config = node_config(&self.config, &self.ports, outside);
+        let config = node_config(&self.config, self.route_mtu, &self.ports, outside);
         let mut sysctls = SysctlLog::open(&self.config.daemon.state_dir.join("sysctls"))?;
         self.node = NodePort::ensure(&config, &mut sysctls)?;
         self.nft.ensure(&nft_config(&self.config, &config.outside))?;
@@ -48,10 +48,11 @@ impl Engine {
     pub(super) fn reach_pods(&mut self) -> anyhow::Result<()> {
         let outside = outside(&self.config, self.state.pods());
         match self.node.reach(&mut self.netlink, &outside)? {
-            Reached::Same => Ok(()),
-            Reached::Changed => Ok(self.nft.ensure(&nft_config(&self.config, &outside))?),
+            Reached::Same => return Ok(()),
+            Reached::Changed => self.nft.ensure(&nft_config(&self.config, &outside))?,
             // Forwarding and the rule of a family that had no pods before.
-            Reached::NewFamily => self.repair_node(),
+            Reached::NewFamily => self.repair_node()?,
         }
+        self.steer()
     }
 }

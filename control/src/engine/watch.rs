@@ -40,6 +40,8 @@ impl Engine {
     /// Looks after everything once; call it about once a second.
     pub fn watch(&mut self, now: Instant) {
         self.watch_workers(now);
+        self.look_after_pins();
+        self.look_after_uplinks();
         self.serve_unserved();
         self.bury_lost(now);
     }

@@ -1,5 +1,6 @@
 //! `viaduct status`: the daemon as a whole.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -39,6 +40,28 @@ pub struct Status {
     pub fallback_packets: FallbackCounts,
     /// Every worker, by number.
     pub workers: Vec<WorkerRow>,
+    /// Every configured uplink.
+    pub uplinks: Vec<UplinkRow>,
+    /// What passed the uplinks' program to the kernel, by why.
+    pub uplink_passed: BTreeMap<String, u64>,
+}
+
+/// One configured uplink.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UplinkRow {
+    /// Name of the interface.
+    pub device: String,
+    /// Queues that workers own; 0 while the kernel carries its packets.
+    pub queues: u32,
+    /// Those of them whose frames the NIC reads and writes in place.
+    pub zero_copy: u32,
+    /// Where the program runs: `native`, in the driver, or `generic`, behind it.
+    pub xdp: Option<String>,
+    /// Longest IP packet in bytes.
+    pub mtu: u32,
+    /// Why it does less than it could; `None` where all is well.
+    pub note: Option<String>,
 }
 
 /// How ports work (design: `port_mode` of the configuration, and what the kernel can do).

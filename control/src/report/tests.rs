@@ -63,9 +63,11 @@ pub(crate) fn sample() -> Report {
     let port = |port, kind, device: &str, worker, row: &PodRow| PortRow {
         port,
         device: device.to_owned(),
+        queue: 0,
         ifindex: 100 + u32::from(port),
         kind,
         mode: PortMode::Full,
+        zero_copy: kind == PortKind::Uplink,
         worker,
         slot: u32::from(port),
         mtu: 1500,
@@ -87,6 +89,7 @@ pub(crate) fn sample() -> Report {
         port(0, PortKind::Node, "viaduct1", 0, &node),
         port(1, PortKind::Pod, "vdcart-7d9f", 0, &cart),
         port(2, PortKind::Pod, "vdpayment-5c6b7", 1, &pay),
+        port(3, PortKind::Uplink, "eth1", 0, &pay),
     ];
     let mut operations = OpTimes::default();
     operations.record(Operation::Add, Duration::from_micros(7300), Outcome::Success);
@@ -113,6 +116,24 @@ pub(crate) fn sample() -> Report {
             .into_iter()
             .collect(),
         workers: vec![worker(0, 1_234_567_890, 17), worker(1, 999, 0)],
+        uplinks: vec![
+            UplinkRow {
+                device: "eth1".to_owned(),
+                queues: 1,
+                zero_copy: 1,
+                xdp: Some("native".to_owned()),
+                mtu: 1500,
+                note: None,
+            },
+            UplinkRow {
+                device: "eth2".to_owned(),
+                note: Some("it is down; run ip link set dev eth2 up".to_owned()),
+                ..UplinkRow::default()
+            },
+        ],
+        uplink_passed: [("not_ours", 17), ("fallback", 3)]
+            .map(|(why, count)| (why.to_owned(), count))
+            .into(),
     };
     Report { status, pods: vec![cart, pay, bare], ports, operations }
 }
@@ -136,6 +157,7 @@ pub(crate) fn sample_routes() -> Vec<RouteRow> {
         dev: dev.to_owned(),
         port,
         source: source.to_owned(),
+        hops: Vec::new(),
     };
     vec![
         route("10.244.1.5/32", None, "vdcart-7d9f", Some(1), "pod"),
@@ -210,7 +232,7 @@ fn names_of_enums_are_the_words_of_the_json() {
     for mode in [PortMode::Full, PortMode::Basic] {
         assert_eq!(word(json!(mode)), mode.name());
     }
-    for kind in [PortKind::Pod, PortKind::Node] {
+    for kind in [PortKind::Pod, PortKind::Node, PortKind::Uplink] {
         assert_eq!(word(json!(kind)), kind.name());
     }
     for way in [Direction::FromPod, Direction::ToPod] {

@@ -140,6 +140,7 @@ fn a_page_of_routes_takes_the_control_thread_some_milliseconds() {
         dev: "eth1".to_owned(),
         port: Some(4001),
         source: "bgp".to_owned(),
+        hops: Vec::new(),
     };
     let mut times_us: Vec<u128> = Vec::new();
     let (mut after, mut rows) = (None::<String>, 0);
