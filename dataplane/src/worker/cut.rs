@@ -23,11 +23,11 @@ struct Cut<'a> {
 }
 
 /// Whether a packet must be cut before it leaves. A stream stays whole between pods, unless the
-/// receiver's interface does not take it, and is cut towards wires and the node, even for the
-/// node's own addresses: the kernel may forward it all the same (a reply of a masqueraded
-/// Service), and would find it too long. Datagrams are always cut: each is a message, and who got
-/// several as one could not tell where they end. What is in a tunnel cannot be cut, and passes to
-/// the node's own addresses.
+/// receiver's interface does not take it. It is cut towards wires and the node, however short: the
+/// segment size may be all that the receiver, or a link far away, takes. That holds for the node's
+/// own addresses too, since the kernel may forward it all the same (a reply of a masqueraded
+/// Service). Datagrams are always cut: each is a message, and who got several as one could not tell
+/// where they end. What is in a tunnel cannot be cut, and passes to the node's own addresses.
 pub(super) fn must_cut(
     tables: &Tables,
     exit: &Exit,
@@ -37,11 +37,13 @@ pub(super) fn must_cut(
 ) -> bool {
     let tunnelled = routed.offload.encapsulated;
     let datagrams = headers.protocol == protocol::UDP && !tunnelled;
-    let to_node = exit.kind == PortKind::Node && tables.is_node(headers.destination());
-    let stays = tunnelled && to_node;
-    let too_long = packet.len() - ETHERNET_BYTES > exit.longest && !stays;
+    let stays_whole = match exit.kind {
+        PortKind::Pod => packet.len() - ETHERNET_BYTES <= exit.longest,
+        PortKind::Node => tunnelled && tables.is_node(headers.destination()),
+        PortKind::Uplink => false,
+    };
     let segments = if routed.offload.gso_size > 0 { routed.wire_packets } else { 1 };
-    segments > 1 && (datagrams || too_long)
+    segments > 1 && (datagrams || !stays_whole)
 }
 
 impl<P: PacketIo> Worker<P> {

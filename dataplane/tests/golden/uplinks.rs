@@ -132,7 +132,8 @@ fn a_stream_leaves_by_a_wire_in_the_segments_its_sender_meant() {
     let mut cases = Vec::new();
     for (v6, family) in FAMILIES {
         let most = if v6 { 1440 } else { 1460 };
-        for (size, payload) in [(most, 30_000), (988, 9_881), (536, 5_360)] {
+        // The last fits the wire as it is, but not what its receiver asked for.
+        for (size, payload) in [(most, 30_000), (988, 9_881), (536, 5_360), (536, 1_072)] {
             let stream = packet().family(v6).from(&A).to(&UPLINK).tcp(1, 2).payload(payload);
             let marked = stream.clone().check(Check::Partial).marked(size);
             let mut case = Case::new(format!("{family} {payload} by {size}"), &A, &marked);
