@@ -287,9 +287,9 @@ impl NodePort {
         let gateway: IpAddr =
             if dst.addr().is_ipv4() { NODE_GATEWAY_V4.into() } else { GATEWAY_V6.into() };
         let mut route = Route::via(dst, gateway, self.node_index, ROUTE_PROTOCOL);
-        // No address of viaduct0 says that this router is on its link. IPv6 needs no such word
-        // for a link-local router.
-        route.next_hops.iter_mut().for_each(|hop| hop.onlink = gateway.is_ipv4());
+        // No address of viaduct0 says that this router is on its link. The kernel needs no such
+        // word for a link-local one, but BIRD does.
+        route.next_hops.iter_mut().for_each(|hop| hop.onlink = true);
         Route { src: self.addresses.for_dst(&dst), mtu: Some(self.config.route_mtu), ..route }
     }
 

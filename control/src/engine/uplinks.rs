@@ -385,7 +385,9 @@ impl Engine {
         let slot = &mut self.uplinks.all[number];
         let raised = slot.raised.take();
         let (id, name, ports) = (slot.id, slot.name.clone(), slot.ports(slot.room));
-        tracing::warn!(name, "uplink is down: the kernel carries its packets");
+        if raised.is_some() {
+            tracing::warn!(name, "uplink is down: the kernel carries its packets");
+        }
         self.mirror.set_uplink(id, None);
         if let Some(raised) = &raised {
             let removed = self.programs.remove_uplink(raised.nic.ifindex);
@@ -420,7 +422,7 @@ impl Slot {
     /// Notes a problem, and logs it the first time.
     fn say(&mut self, problem: String) {
         if self.problem.as_ref() != Some(&problem) {
-            tracing::error!("uplink {}: {problem}", self.name);
+            tracing::warn!("uplink {}: {problem}", self.name);
             self.problem = Some(problem);
         }
     }
