@@ -75,13 +75,47 @@ pub struct Setup {
     pub masquerade: bool,
     /// Prefix length of the IPv4 pod CIDR.
     pub v4_prefix_len: u8,
+    /// `[node] mtu`.
+    pub mtu: u32,
+    /// `[uplink]`.
+    pub uplinks: Uplinks,
+}
+
+/// `[uplink]`: its keys and their lists. By default it is left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Uplinks {
+    /// Names of interfaces in the node's namespace.
+    pub interfaces: Vec<String>,
+    /// Prefixes that are reached by them.
+    pub direct: Vec<String>,
+    /// Prefixes within `direct` that are left to the kernel.
+    pub kernel: Vec<String>,
+}
+
+impl Uplinks {
+    fn table(&self) -> String {
+        if *self == Uplinks::default() {
+            return String::new();
+        }
+        let Uplinks { interfaces, direct, kernel } = self;
+        let (interfaces, direct, kernel) = (json!(interfaces), json!(direct), json!(kernel));
+        format!("[uplink]\ninterfaces = {interfaces}\ndirect = {direct}\nkernel = {kernel}\n")
+    }
 }
 
 impl Setup {
     /// A node with the daemon's defaults in the port mode.
     #[must_use]
     pub fn new(port_mode: PortMode, workers: usize) -> Setup {
-        Setup { port_mode, workers, frames: 32_768, masquerade: true, v4_prefix_len: 24 }
+        Setup {
+            port_mode,
+            workers,
+            frames: 32_768,
+            masquerade: true,
+            v4_prefix_len: 24,
+            mtu: 1500,
+            uplinks: Uplinks::default(),
+        }
     }
 
     /// Both port modes, with one worker.
@@ -389,11 +423,14 @@ impl Node {
         let line = |(key, value): (&String, &Value)| format!("{key} = {value}\n");
         let workers: String = workers.as_object().into_iter().flatten().map(line).collect();
         Ok(format!(
-            "[node]\npod_cidrs = {cidrs}\nmtu = 1500\nmasquerade = {masquerade}\n\
+            "[node]\npod_cidrs = {cidrs}\nmtu = {mtu}\nmasquerade = {masquerade}\n\
              [workers]\n{workers}\
+             {uplink}\
              [daemon]\nsocket = {socket:?}\nstate_dir = {state:?}\nbpf_dir = {bpf:?}\n\
              metrics = \"127.0.0.1:9477\"\n",
             cidrs = json!(self.pod_cidrs()),
+            mtu = self.setup.mtu,
+            uplink = self.setup.uplinks.table(),
             masquerade = self.setup.masquerade,
             socket = self.socket(),
             state = self.dir.path().join("state"),

@@ -1,10 +1,13 @@
 //! Traffic between namespaces, and what became of it. A socket belongs to the namespace it was
 //! made in, whoever uses it: so senders and receivers are threads of the test, not programs.
 
+mod beacon;
 mod capture;
 mod flood;
 mod forge;
+mod sequence;
 mod stream;
+mod tap;
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -14,10 +17,13 @@ use anyhow::{Context, Result, ensure};
 
 use crate::netns::Namespace;
 
+pub use beacon::{Beacon, RouteEvents, Site};
 pub use capture::Capture;
 pub use flood::{Flood, Flooded};
 pub use forge::{Forger, Frame, Macs, Watch, forgeries, honest_frames};
+pub use sequence::{Sequence, sequence};
 pub use stream::{Stream, connect, listen, pump, transfer};
+pub use tap::{Seen, Tap};
 
 /// A packet that has not come by then is lost: the longest path here takes microseconds.
 const LOST_AFTER: Duration = Duration::from_secs(3);

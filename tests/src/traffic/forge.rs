@@ -69,6 +69,19 @@ impl Frame {
         Frame::of(macs, 0x86dd, &[&ipv6_header(src, all_nodes, 58, 255, ra.len()), &ra])
     }
 
+    /// The same behind a VLAN tag (IEEE 802.1Q §9.6).
+    #[must_use]
+    pub fn tagged(self, vlan: u16) -> Frame {
+        let (macs, rest) = self.0.split_at(12);
+        Frame([macs, &[0x81, 0], &vlan.to_be_bytes(), rest].concat())
+    }
+
+    /// Its bytes, from the destination's Ethernet address on.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     fn of(macs: Macs, ether_type: u16, parts: &[&[u8]]) -> Frame {
         let head = [&macs.dst[..], &macs.src, &ether_type.to_be_bytes()].concat();
         Frame([head, parts.concat()].concat())
@@ -106,7 +119,7 @@ fn checksum_v6(src: Ipv6Addr, dst: Ipv6Addr, protocol: u8, payload: &[u8]) -> u1
 }
 
 /// RFC 1071.
-fn checksum(bytes: &[u8]) -> u16 {
+pub(super) fn checksum(bytes: &[u8]) -> u16 {
     let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
     let mut sum: u32 = bytes.chunks(2).map(word).sum();
     while sum > 0xffff {

@@ -1,0 +1,409 @@
+//! What may happen to an uplink while it is in use: each fault is made, pods reach each other as
+//! far as the kernel can carry them meanwhile, and when it is over workers carry them again by
+//! themselves. Numbers are those of the faults' list: F14 link, F15 queues and program, F16 another
+//! program, F17 MTU, F23 routes and rules, F24 pins, F25 detached.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use e2e::cluster::{Cluster, ClusterSetup, Forwarder, UPLINK, on_clusters};
+use e2e::daemon::{Node, ip};
+use e2e::netns::{Namespace, wait_until};
+use e2e::pod::Pod;
+use e2e::traffic::{Stream, Tap, connect, listen, reaches, transfer};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// From the end of a fault until workers carry again: a look at the interfaces comes every five
+/// seconds at the latest.
+const RECOVERED_WITHIN: Duration = Duration::from_secs(15);
+
+/// A stream that is interrupted goes on: TCP's own timer has doubled a few times by then.
+const STREAM_MOVES_WITHIN: Duration = Duration::from_secs(15);
+
+/// Bytes per millisecond of a stream in the background, 160 Mbit/s.
+const PACE: usize = 20_000;
+
+/// Two nodes, with one worker and with two.
+fn clusters() -> Vec<ClusterSetup> {
+    Forwarder::viaducts().into_iter().map(|forwarder| ClusterSetup::new(forwarder, 2)).collect()
+}
+
+/// A pod on each node.
+fn pods(cluster: &Cluster) -> Result<[Pod; 2]> {
+    let pods = [cluster.add_pod(0, "pod-0")?, cluster.add_pod(1, "pod-1")?];
+    carried(cluster, &pods).context("before the fault")?;
+    Ok(pods)
+}
+
+/// Workers of both nodes carry what the pods say, in both families.
+fn carried(cluster: &Cluster, pods: &[Pod; 2]) -> Result<()> {
+    let [a, b] = pods;
+    cluster.warm_up_within(RECOVERED_WITHIN, (0, a), b)?;
+    cluster.warm_up_within(RECOVERED_WITHIN, (1, b), a)
+}
+
+/// The pods reach each other, by whomever.
+fn reach_each_other(pods: &[Pod; 2]) -> Result<()> {
+    let [a, b] = pods;
+    for (from, to) in [(a, b), (b, a)] {
+        for address in to.addresses() {
+            wait_until("an echo comes back", RECOVERED_WITHIN, || {
+                Ok(reaches(&from.namespace, address).is_ok())
+            })
+            .with_context(|| format!("from {} to {address}", from.container_id))?;
+        }
+    }
+    Ok(())
+}
+
+/// A stream between the pods that must live through what is done to the cluster.
+fn stream(pods: &[Pod; 2]) -> Result<Stream> {
+    let [a, b] = pods;
+    let listener = listen(&b.namespace, b.v4.into(), 0)?;
+    let (client, server) = connect(&a.namespace, listener.local_addr()?, &listener)?;
+    let stream = Stream::start(client, server, Some(PACE));
+    stream.wait_for_progress(STREAM_MOVES_WITHIN)?;
+    Ok(stream)
+}
+
+/// The first node's row of the uplink in `viaduct status`.
+fn row(node: &Node) -> Result<Value> {
+    let status = node.list("status")?;
+    let mut rows = status["uplinks"].as_array().into_iter().flatten();
+    rows.next().cloned().context("the status has an uplink")
+}
+
+fn run(namespace: &Namespace, line: &str) -> Result<Value> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let output = namespace.run(words[0], &words[1..])?;
+    ensure!(output.status.success(), "{line}: {output:?}");
+    Ok(serde_json::from_slice(&output.stdout).unwrap_or(Value::Null))
+}
+
+/// What a network manager does when the node's interface is back: its addresses and routes. IPv6
+/// loses its addresses when an interface goes down, and both families their routes.
+fn configure_again(cluster: &Cluster) -> Result<()> {
+    let [v4, v6] = Cluster::address(0);
+    let node = cluster.node(0).namespace();
+    ip(node, &format!("addr replace {v4}/24 dev {UPLINK}"))?;
+    ip(node, &format!("addr replace {v6}/64 dev {UPLINK} nodad"))?;
+    cluster.add_routes(0, 1)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn f14_an_uplink_goes_down_and_comes_up() {
+    on_clusters(clusters(), |cluster| {
+        let pods = pods(cluster)?;
+        let stream = stream(&pods)?;
+        let node = cluster.node(0).namespace();
+        ip(node, &format!("link set {UPLINK} down"))?;
+        for address in pods[1].addresses() {
+            let unreached = reaches(&pods[0].namespace, address);
+            ensure!(unreached.is_err(), "there is no way to {address}");
+        }
+        ip(node, &format!("link set {UPLINK} up"))?;
+        configure_again(cluster)?;
+        carried(cluster, &pods)?;
+        stream.wait_for_progress(STREAM_MOVES_WITHIN)?;
+        stream.stop()?;
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn f14_the_carrier_is_lost_and_found() {
+    on_clusters(clusters(), |cluster| {
+        let pods = pods(cluster)?;
+        let stream = stream(&pods)?;
+        ip(cluster.switch(), "link set p0 down")?;
+        for address in pods[1].addresses() {
+            let unreached = reaches(&pods[0].namespace, address);
+            ensure!(unreached.is_err(), "nobody is at the other end of the cable");
+        }
+        // Routes stay: the kernel marks them, and takes them up again.
+        ip(cluster.switch(), "link set p0 up")?;
+        carried(cluster, &pods)?;
+        stream.wait_for_progress(STREAM_MOVES_WITHIN)?;
+        stream.stop()?;
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn f14_the_interface_is_removed_and_another_one_takes_its_name() {
+    on_clusters(clusters(), |cluster| {
+        let pods = pods(cluster)?;
+        let stream = stream(&pods)?;
+        let links = cluster.node(0).namespace().ip_json(&["link", "show", "dev", UPLINK])?;
+        let mac = links[0]["address"].as_str().context("an Ethernet address")?.to_owned();
+        ip(cluster.node(0).namespace(), &format!("link del {UPLINK}"))?;
+        wait_until("the daemon has noticed", RECOVERED_WITHIN, || {
+            let row = row(cluster.node(0))?;
+            Ok(row["queues"] == 0 && row["note"].is_string())
+        })?;
+        // As when a driver is loaded again: the NIC is the same. Another one would be found by the
+        // other node's kernel when its neighbor entry has aged.
+        cluster.plug_in(0)?;
+        ip(cluster.node(0).namespace(), &format!("link set {UPLINK} address {mac}"))?;
+        cluster.add_routes(0, 1)?;
+        carried(cluster, &pods)?;
+        stream.wait_for_progress(STREAM_MOVES_WITHIN)?;
+        stream.stop()?;
+        cluster.node(0).forget_log(); // That it was gone is an error to be told.
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn f14_the_interface_gets_another_mac() {
+    on_clusters(clusters(), |cluster| {
+        let pods = pods(cluster)?;
+        let node = cluster.node(0).namespace();
+        ip(node, &format!("link set {UPLINK} address 0a:00:00:00:00:77"))?;
+        // The kernel does not say so to the others: their entries become stale, and are asked for.
+        ip(cluster.node(1).namespace(), &format!("neigh flush dev {UPLINK}"))?;
+        carried(cluster, &pods)
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn f17_packets_are_no_longer_than_what_the_uplinks_mtu_is_now() {
+    on_clusters(clusters(), |cluster| {
+        let pods = pods(cluster)?;
+        for mtu in [1400, 1500] {
+            for node in cluster.nodes() {
+                ip(node.namespace(), &format!("link set {UPLINK} mtu {mtu}"))?;
+            }
+            wait_until("the daemons have noticed", RECOVERED_WITHIN, || {
+                let rows = cluster.nodes().iter().map(row).collect::<Result<Vec<Value>>>()?;
+                Ok(rows.iter().all(|row| row["mtu"] == mtu && row["queues"] != 0))
+            })?;
+            carried(cluster, &pods)?;
+            let taps =
+                ["p0", "p1"].map(|port| Tap::start(cluster.switch(), port, mtu, "ip or ip6"));
+            for address in pods[1].addresses() {
+                transfer(&pods[0].namespace, &pods[1].namespace, address, 1_000_000)?;
+            }
+            for tap in taps {
+                let seen = tap?.stop()?;
+                seen.all_right()?;
+                ensure!(seen.tcp_segments > 1000, "streams were on the wire: {seen:?}");
+            }
+            // Pods have heard of the smaller MTU, and remember it for minutes.
+            for (pod, other) in [(&pods[0], &pods[1]), (&pods[1], &pods[0])] {
+                let heard = pod.namespace.ip_json(&["route", "get", &other.v4.to_string()])?;
+                let heard = &heard[0]["metrics"][0]["mtu"];
+                ensure!(*heard == 1400, "the pod's kernel knows {heard}");
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn f15_the_number_of_queues_changes() {
+    on_clusters(clusters(), |cluster| {
+        let pods = pods(cluster)?;
+        let node = cluster.node(0).namespace();
+        let queues = |count: u32| -> Result<()> {
+            wait_until("every queue has a worker", RECOVERED_WITHIN, || {
+                Ok(row(cluster.node(0))?["queues"] == count)
+            })
+        };
+        queues(4)?;
+        // Kernels refuse to take queues away that have a socket: then nothing has changed.
+        run(cluster.switch(), "ethtool -L p0 tx 2 rx 2")?;
+        let fewer = run(node, &format!("ethtool -L {UPLINK} rx 2 tx 2"));
+        let count = if fewer.is_ok() { 2 } else { 4 };
+        queues(count).with_context(|| format!("after {fewer:?}"))?;
+        carried(cluster, &pods)?;
+        // With nobody there to use them they can be taken away, and come back later.
+        cluster.node_mut(0).stop_daemon(Signal::KILL)?;
+        let node = cluster.node(0).namespace();
+        wait_until("the sockets are gone", RECOVERED_WITHIN, || {
+            Ok(run(node, &format!("ethtool -L {UPLINK} rx 2 tx 2")).is_ok())
+        })?;
+        cluster.node_mut(0).start_daemon()?;
+        let node = cluster.node(0).namespace();
+        let queues = |count: u32| -> Result<()> {
+            wait_until("every queue has a worker", RECOVERED_WITHIN, || {
+                Ok(row(cluster.node(0))?["queues"] == count)
+            })
+        };
+        queues(2)?;
+        carried(cluster, &pods)?;
+        run(node, &format!("ethtool -L {UPLINK} rx 4 tx 4"))?;
+        run(cluster.switch(), "ethtool -L p0 tx 4 rx 4")?;
+        queues(4)?;
+        carried(cluster, &pods)
+    });
+}
+
+/// Numbers of the links that hold the program at the uplink. Each daemon has loaded its own, and
+/// that of the uplinks is another than that of the pods.
+fn xdp_links(node: &Node) -> Result<Vec<u64>> {
+    let program = xdp_program(node)?;
+    let links = run(node.namespace(), "bpftool -j link show")?;
+    let links = links.as_array().into_iter().flatten();
+    let ours = links.filter(|link| link["type"] == "xdp" && link["prog_id"].as_u64() == program);
+    Ok(ours.filter_map(|link| link["id"].as_u64()).collect())
+}
+
+/// Number of the XDP program at the uplink.
+fn xdp_program(node: &Node) -> Result<Option<u64>> {
+    let links = node.namespace().ip_json(&["-d", "link", "show", "dev", UPLINK])?;
+    Ok(links[0]["xdp"]["prog"]["id"].as_u64())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn f25_the_program_is_detached_by_somebody_else() {
+    on_clusters(clusters(), |cluster| {
+        let pods = pods(cluster)?;
+        let stream = stream(&pods)?;
+        let node = cluster.node(0);
+        let before = xdp_program(node)?.context("there is a program")?;
+        // What holds a link is not taken away like that, and nothing may have changed if it is not.
+        if run(node.namespace(), &format!("ip link set dev {UPLINK} xdp off")).is_err() {
+            ensure!(xdp_program(node)? == Some(before), "refused, but the program is another");
+        }
+        carried(cluster, &pods).context("after ip link set xdp off")?;
+        let links = xdp_links(node)?;
+        let [link] = links[..] else { bail!("one link holds the program: {links:?}") };
+        run(node.namespace(), &format!("bpftool link detach id {link}"))?;
+        wait_until("another link holds the program", RECOVERED_WITHIN, || {
+            Ok(xdp_program(node)?.is_some() && xdp_links(node)? != [link])
+        })?;
+        carried(cluster, &pods).context("after bpftool link detach")?;
+        stream.wait_for_progress(STREAM_MOVES_WITHIN)?;
+        stream.stop()?;
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn f16_the_place_of_the_program_is_taken_before_the_daemon_comes() {
+    for setup in clusters() {
+        let mut cluster = Cluster::make(setup).expect("a cluster");
+        let outcome = taken_place(&mut cluster);
+        let log = cluster.node(0).log();
+        outcome.unwrap_or_else(|error| panic!("{error:?}\n{log}"));
+    }
+}
+
+fn taken_place(cluster: &mut Cluster) -> Result<()> {
+    // Any program: this one finds nothing in its maps, and passes everything.
+    let object = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dataplane/src/bpf/port.bpf.o");
+    let words = format!("link set dev {UPLINK} xdpgeneric obj {} sec xdp.frags", object.display());
+    if let Err(error) = ip(cluster.node(0).namespace(), &words) {
+        eprintln!("skipped: this ip cannot attach XDP programs: {error:#}");
+        return Ok(());
+    }
+    let theirs = xdp_program(cluster.node(0))?.context("there is a program")?;
+    cluster.start_forwarding()?;
+    let pods = [cluster.add_pod(0, "pod-0")?, cluster.add_pod(1, "pod-1")?];
+    reach_each_other(&pods).context("by the kernel")?;
+    for address in pods[1].addresses() {
+        transfer(&pods[0].namespace, &pods[1].namespace, address, 1_000_000)?;
+    }
+    ensure!(xdp_program(cluster.node(0))? == Some(theirs), "theirs stays where it is");
+    let row = row(cluster.node(0))?;
+    let note = row["note"].as_str().unwrap_or_default();
+    ensure!(row["queues"] == 0 && note.contains("XDP program"), "the status says so: {row}");
+    ip(cluster.node(0).namespace(), &format!("link set dev {UPLINK} xdpgeneric off"))?;
+    carried(cluster, &pods).context("when theirs is gone")
+}
+
+#[test]
+#[ignore = "needs root"]
+fn f23_routes_and_rules_are_flushed() {
+    on_clusters(clusters(), |cluster| {
+        let pods = pods(cluster)?;
+        let stream = stream(&pods)?;
+        let node = cluster.node(0).namespace();
+        let [v4, v6] = cluster.node(0).pod_cidrs();
+        // What a network manager does to routes and rules that it did not make.
+        for line in [
+            format!("ip route flush table {}", 0x5644),
+            format!("ip -6 route flush table {}", 0x5644),
+            "ip rule del priority 220".to_owned(),
+            "ip -6 rule del priority 220".to_owned(),
+            format!("ip route flush root {v4}"),
+            format!("ip -6 route flush root {v6}"),
+        ] {
+            run(node, &line)?;
+        }
+        stream.wait_for_progress(Duration::from_secs(2)).context("workers need none of them")?;
+        for agents in cluster.nodes() {
+            for address in pods[0].addresses() {
+                wait_until("agents reach the pod", RECOVERED_WITHIN, || {
+                    Ok(reaches(agents.namespace(), address).is_ok())
+                })?;
+            }
+        }
+        // The way to the other node, which is not ours to restore, and is followed as it is.
+        let [v4, v6] = cluster.node(1).pod_cidrs();
+        run(node, &format!("ip -4 route flush root {v4}"))?;
+        run(node, &format!("ip -6 route flush root {v6}"))?;
+        for address in pods[1].addresses() {
+            wait_until("there is no way", RECOVERED_WITHIN, || {
+                Ok(reaches(&pods[0].namespace, address).is_err())
+            })
+            .with_context(|| format!("to {address}"))?;
+        }
+        cluster.add_routes(0, 1)?;
+        carried(cluster, &pods)?;
+        stream.wait_for_progress(STREAM_MOVES_WITHIN)?;
+        stream.stop()?;
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn f24_pins_are_removed() {
+    on_clusters(clusters(), |cluster| {
+        let pods = pods(cluster)?;
+        let stream = stream(&pods)?;
+        fs::remove_dir_all(cluster.node(0).bpf_dir())?;
+        carried(cluster, &pods).context("without pins")?;
+        cluster.node_mut(0).stop_daemon(Signal::KILL)?;
+        cluster.node_mut(0).start_daemon()?;
+        carried(cluster, &pods).context("after a restart")?;
+        cluster.node(0).forget_log(); // What it had to mend is told as errors.
+        let links = xdp_links(cluster.node(0))?;
+        ensure!(links.len() == 1, "one program at the uplink, not another beside it: {links:?}");
+        stream.wait_for_progress(STREAM_MOVES_WITHIN)?;
+        stream.stop()?;
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn f1_the_daemon_is_killed_and_the_kernel_carries_until_it_is_back() {
+    on_clusters(clusters(), |cluster| {
+        let pods = pods(cluster)?;
+        let stream = stream(&pods)?;
+        for signal in [Signal::KILL, Signal::TERM] {
+            cluster.node_mut(0).stop_daemon(signal)?;
+            reach_each_other(&pods).context("without the first node's daemon")?;
+            stream.wait_for_progress(STREAM_MOVES_WITHIN)?;
+            cluster.node_mut(0).start_daemon()?;
+            carried(cluster, &pods).context("with the daemon again")?;
+            stream.wait_for_progress(STREAM_MOVES_WITHIN)?;
+        }
+        stream.stop()?;
+        Ok(())
+    });
+}
