@@ -65,6 +65,8 @@ pub struct Daemon {
     metrics: Option<MetricsServer>,
     _signals: mio::net::UnixStream,
     kernel: Monitor,
+    /// The kernel has told more than was taken in one turn: epoll says so only once.
+    more_events: bool,
     nft: NftMonitor,
     waiting: Vec<Waiting>,
     operations: OpTimes,
@@ -117,6 +119,7 @@ impl Daemon {
             metrics,
             _signals: signals,
             kernel,
+            more_events: false,
             nft,
             waiting: Vec::new(),
             operations: OpTimes::default(),
@@ -152,6 +155,9 @@ impl Daemon {
     }
 
     fn timeout(&self) -> Duration {
+        if self.more_events {
+            return Duration::ZERO;
+        }
         if self.engine.is_settled() && !self.damaged { TURN } else { SETTLE }
     }
 
@@ -173,6 +179,9 @@ impl Daemon {
 
     /// What is due whatever happened: ports on their way out, waiting ADDs, repairs, deadlines.
     fn turn(&mut self) {
+        if self.more_events {
+            self.read_kernel();
+        }
         let now = Instant::now();
         if self.engine.settle() || !self.waiting.is_empty() {
             self.retry_waiting(now);
@@ -280,8 +289,9 @@ impl Daemon {
     /// What changed in the kernel: addresses are followed, damage to our objects is repaired.
     fn read_kernel(&mut self) {
         let mut events = Vec::new();
-        if let Err(error) = self.kernel.receive(&mut events, KERNEL_EVENTS_MAX) {
-            tracing::error!(%error, "watch the kernel");
+        match self.kernel.receive(&mut events, KERNEL_EVENTS_MAX) {
+            Ok(more) => self.more_events = more,
+            Err(error) => tracing::error!(%error, "watch the kernel"),
         }
         self.engine.follow(&events);
         let mut addresses = false;

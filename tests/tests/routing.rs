@@ -14,6 +14,7 @@ use e2e::daemon::ip;
 use e2e::netns::{Namespace, wait_until};
 use e2e::pod::{IFNAME, Pod};
 use e2e::traffic::{Beacon, Capture, RouteEvents, Site, ping, reaches, transfer, udp_socket};
+use rustix::process::Signal;
 
 /// A pod prefix that is of no node, and an address in it.
 const WANDERER: [(&str, &str); 2] =
@@ -30,6 +31,12 @@ const FOLLOWS_AT_LAST: Duration = Duration::from_secs(1);
 
 /// Sessions exist: what one node says, the others know soon.
 const LEARNT_WITHIN: Duration = Duration::from_secs(10);
+
+/// Routes of a burst that is more than the daemon's socket holds.
+const BURST: u32 = 30_000;
+
+/// Routes of a burst that the socket holds, but more than the daemon takes in one turn.
+const SMALL_BURST: u32 = 3_000;
 
 /// How often the prefix moves.
 const MOVES: usize = 6;
@@ -441,6 +448,43 @@ fn not_by_uplink(cluster: &Cluster, act: impl FnOnce() -> Result<()>) -> Result<
     let sent = cluster.uplink_packets(0)?.sent - before;
     ensure!(sent == 0, "workers sent {sent} packets by the uplink");
     Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_burst_of_routes_is_followed_to_the_last() {
+    on_clusters(setups(vec![Forwarder::viaduct(1)], 2), |cluster| {
+        let count = || {
+            let status = cluster.node(0).list("status")?;
+            status["routes"].as_u64().context("routes are a number")
+        };
+        let before = count()?;
+        let gateway = Cluster::address(1)[0];
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join("batch");
+        let bursts = [SMALL_BURST, BURST]
+            .into_iter()
+            .flat_map(|burst| [(burst, "add", before + u64::from(burst)), (burst, "del", before)]);
+        for (burst, verb, after) in bursts {
+            // 10.244.128.0 and the addresses that follow, of no node.
+            let route = |number: u32| {
+                let address = std::net::Ipv4Addr::from(0x0af4_8000 + number);
+                format!("route {verb} {address}/32 via {gateway}\n")
+            };
+            std::fs::write(&path, (0..burst).map(route).collect::<String>())?;
+            let path = path.to_str().context("a path in UTF-8")?;
+            // While the daemon sleeps, so that all of it waits in the socket, or no longer fits.
+            cluster.node(0).signal_daemon(Signal::STOP)?;
+            let put = cluster.node(0).namespace().ip(&["-batch", path]);
+            cluster.node(0).signal_daemon(Signal::CONT)?;
+            put?;
+            wait_until("the daemon has followed", LEARNT_WITHIN, || Ok(count()? == after))
+                .with_context(|| {
+                    format!("{verb} {burst}: {} routes, not {after}", count().unwrap_or(0))
+                })?;
+        }
+        Ok(())
+    });
 }
 
 #[test]

@@ -147,12 +147,34 @@ impl Monitor {
                 Err(error)
                     if error.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error()) =>
                 {
+                    self.drain()?;
                     events.push(Event::Overrun);
+                    return Ok(false);
                 }
                 Err(source) => return Err(socket_error("watch the kernel", source)),
             }
         }
         Ok(true)
+    }
+
+    /// Reads what is left after an overrun. Until there is nothing the kernel drops all that is
+    /// new, and says so no second time (net/netlink/af_netlink.c, `netlink_overrun` and
+    /// `NETLINK_S_CONGESTED`): a list that is made before would stay wrong.
+    fn drain(&mut self) -> Result<(), NetlinkError> {
+        loop {
+            self.received.clear();
+            match self.socket.recv(&mut self.received, 0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error)
+                    if error.kind() != io::ErrorKind::Interrupted
+                        && error.raw_os_error()
+                            != Some(rustix::io::Errno::NOBUFS.raw_os_error()) =>
+                {
+                    return Err(socket_error("watch the kernel", error));
+                }
+                _ => {}
+            }
+        }
     }
 
     fn decode(&self, events: &mut Vec<Event>) {
