@@ -21,7 +21,7 @@ const LISTEN_DEADLINE: Duration = Duration::from_secs(5);
 /// Beyond the time of a stream: handshakes, and the exchange of results at its end.
 const SPARE_S: u64 = 5;
 
-/// What came of one stream.
+/// What came of one stream, or of several together.
 #[derive(Clone, Copy, Debug)]
 pub struct Stream {
     /// What the receiver got.
@@ -37,11 +37,19 @@ pub struct Stream {
 /// # Errors
 /// When iperf3 fails or does not end in time.
 pub fn stream(lane: &Lane<'_>, seconds: u64) -> Result<Stream> {
+    streams(lane, 1, seconds)
+}
+
+/// Runs `count` streams over the lane at once.
+///
+/// # Errors
+/// See [`stream`].
+pub fn streams(lane: &Lane<'_>, count: u32, seconds: u64) -> Result<Stream> {
     let _server = serve(lane.server)?;
     let (address, limit) = (lane.address.to_string(), (seconds + SPARE_S).to_string());
-    let time = seconds.to_string();
+    let (time, count) = (seconds.to_string(), count.to_string());
     // A path that loses everything would hold iperf3 for minutes.
-    let words = [&*limit, "iperf3", "-J", "-c", &address, "-t", &time];
+    let words = [&*limit, "iperf3", "-J", "-c", &address, "-t", &time, "-P", &count];
     let output = lane.client.run("timeout", &words)?;
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     ensure!(

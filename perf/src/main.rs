@@ -1,10 +1,11 @@
 //! `viaduct-perf`: what Viaduct costs and what it gains, measured on this machine.
 //!
-//! Every subcommand builds all that it needs in network namespaces of its own, measures, prints a
-//! table (or JSON), and removes everything again, also when it fails or is interrupted. Viaduct and
-//! what it is compared with take turns within one run, because two runs on a shared machine compare
-//! nothing; `README.md` says how to read the figures.
+//! Every subcommand but `routes` builds all that it needs in network namespaces of its own,
+//! measures, prints a table (or JSON), and removes everything again, also when it fails or is
+//! interrupted. Viaduct and what it is compared with take turns within one run, because two runs on
+//! a shared machine compare nothing; `README.md` says how to read the figures.
 
+mod adoption;
 mod cni;
 mod idle;
 mod interrupt;
@@ -17,10 +18,13 @@ mod plugin;
 mod pps;
 mod process;
 mod report;
+mod routes;
+mod rtnetlink;
 mod stats;
 mod tcp;
 mod testpmd;
 mod viaduct;
+mod wire;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -32,7 +36,7 @@ use e2e::daemon::{PortMode, Setup};
 use crate::machine::Machine;
 use crate::report::Report;
 
-/// Measures Viaduct in namespaces of its own; needs root
+/// Measures Viaduct in namespaces of its own; needs root (routes does not)
 ///
 /// viaductd, viaduct and viaduct-cni are those of the release build, or of the folder in
 /// VIADUCT_BIN_DIR.
@@ -56,6 +60,8 @@ struct Arguments {
 enum Measurement {
     /// One TCP stream between two pods: Viaduct, DPDK testpmd and kernel routing in turns
     Tcp(tcp::Options),
+    /// TCP between pods of two nodes on one switch: Viaduct, DPDK testpmd and the kernel in turns
+    Wire(wire::Options),
     /// ADD, CHECK and DEL of pods: one after another, and many at once
     Cni(cni::Options),
     /// Packets of 64 bytes: Viaduct and kernel routing in turns
@@ -64,6 +70,10 @@ enum Measurement {
     Latency(latency::Options),
     /// CPU that an idle node takes
     Idle(idle::Options),
+    /// Lookups and changes of the route mirror with as many routes as the internet has
+    Routes(routes::Options),
+    /// From a route in the kernel to packets that take it, with as many routes as the internet has
+    Adoption(adoption::Options),
 }
 
 fn main() -> ExitCode {
@@ -84,10 +94,13 @@ fn run(arguments: Arguments) -> Result<()> {
     let setup = Setup::new(if basic { PortMode::Basic } else { PortMode::Auto }, workers);
     let outcome = match command {
         Measurement::Tcp(options) => tcp::measure(&setup, &options),
+        Measurement::Wire(options) => wire::measure(&setup, &options),
         Measurement::Cni(options) => cni::measure(&setup, &options),
         Measurement::Pps(options) => pps::measure(&setup, &options),
         Measurement::Latency(options) => latency::measure(&setup, &options),
         Measurement::Idle(options) => idle::measure(&setup, &options),
+        Measurement::Routes(options) => routes::measure(&options),
+        Measurement::Adoption(options) => adoption::measure(&setup, &options),
     };
     // Programs that the same Ctrl-C has ended look as if they had failed.
     interrupt::check()?;

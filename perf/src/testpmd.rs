@@ -1,5 +1,6 @@
 //! DPDK's `dpdk-testpmd` as an arm: AF_XDP on the host ends of the same kind of veth pair, in io
-//! mode, which copies packets from port to port and looks at nothing.
+//! mode, which copies packets from port to port and looks at nothing. It stands between two pods
+//! of one node, or in place of the forwarders of two nodes.
 //!
 //! The configuration is the best that was found for it (README.md, "How testpmd is run"). Its
 //! driver neither asks the kernel for checksums nor takes packets of several frames: so pods
@@ -11,11 +12,13 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use e2e::cluster::{Cable, Offloads, set_sysctl};
+use e2e::daemon::ip;
 use e2e::netns::{Namespace, wait_until};
 use rustix::process::Signal;
 use tempfile::NamedTempFile;
 
-use crate::lane::{Lane, mac, wire};
+use crate::lane::{Lane, ROUTE_MTU, mac, wire};
 use crate::machine::usable_cores;
 use crate::process::Running;
 
@@ -42,14 +45,8 @@ const EAL: [&str; 8] = [
 ];
 
 /// Arguments for testpmd itself.
-const TESTPMD: [&str; 6] = [
-    "--forward-mode=io",
-    "--nb-cores=1",
-    "--burst=128",
-    "--rxd=4096",
-    "--txd=4096",
-    "--total-num-mbufs=65536",
-];
+const TESTPMD: [&str; 5] =
+    ["--forward-mode=io", "--burst=128", "--rxd=4096", "--txd=4096", "--total-num-mbufs=65536"];
 
 /// Two pods with testpmd between them. It polls without rest, so it is stopped (SIGSTOP) whenever
 /// it is not its turn.
@@ -57,8 +54,8 @@ const TESTPMD: [&str; 6] = [
 pub struct Testpmd {
     process: Running,
     pods: [Namespace; 2],
-    /// Owns the host ends.
-    _host: Namespace,
+    /// Own the host ends, and the switch between nodes.
+    _hosts: Vec<Namespace>,
     /// What testpmd writes.
     log: NamedTempFile,
 }
@@ -75,6 +72,38 @@ impl Testpmd {
     /// When a step fails, or testpmd forwards nothing in time; with its log.
     pub fn build() -> Result<Testpmd> {
         let host = Namespace::create("perf-dpdk")?;
+        Testpmd::start(host, &["h0", "h1"], 1, Vec::new())
+    }
+
+    /// The same with a wire between: two uplinks on a switch, and each pod's packets go out by the
+    /// one and come in by the other. One process stands for both nodes, and has a forwarding thread
+    /// for each, on a core of its own as Viaduct's workers are.
+    ///
+    /// # Errors
+    /// See [`Testpmd::build`].
+    pub fn build_nodes() -> Result<Testpmd> {
+        let host = Namespace::create("perf-dpdk")?;
+        let switch = Namespace::create("perf-switch")?;
+        ip(&switch, "link add br0 type bridge stp_state 0 mcast_snooping 0")?;
+        ip(&switch, "link set br0 up")?;
+        plain_switch(&switch)?;
+        let cable = Cable { queues: 1, mtu: ROUTE_MTU, offloads: Offloads::Off };
+        for (uplink, port) in [("u0", "p0"), ("u1", "p1")] {
+            cable.lay((&host, uplink), (&switch, port))?;
+            ip(&switch, &format!("link set {port} master br0"))?;
+        }
+        // testpmd pairs the first port with the second, and the third with the fourth.
+        Testpmd::start(host, &["h0", "u0", "u1", "h1"], 2, vec![switch])
+    }
+
+    /// Adds the pods with their host ends h0 and h1, and has testpmd forward between `ports`, with
+    /// so many threads.
+    fn start(
+        host: Namespace,
+        ports: &[&str],
+        threads: usize,
+        others: Vec<Namespace>,
+    ) -> Result<Testpmd> {
         let pods = [Namespace::create("perf-a")?, Namespace::create("perf-b")?];
         for ((pod, address), end) in pods.iter().zip(PODS).zip(["h0", "h1"]) {
             wire(&host, end, pod)?;
@@ -87,8 +116,9 @@ impl Testpmd {
             pod.ip(&["neigh", "add", &address, "lladdr", &peer, "dev", "eth0"])?;
         }
         let log = NamedTempFile::new()?;
-        let process = Running::start(&host, &mut command(&log)?)?;
-        let mut testpmd = Testpmd { process, pods, _host: host, log };
+        let process = Running::start(&host, &mut command(ports, threads, &log)?)?;
+        let _hosts = std::iter::once(host).chain(others).collect();
+        let mut testpmd = Testpmd { process, pods, _hosts, log };
         wait_until("testpmd forwards", LANE_DEADLINE, || {
             testpmd.process.check_alive()?;
             testpmd.lane().answers()
@@ -123,15 +153,37 @@ impl Drop for Awake<'_> {
     }
 }
 
-fn command(log: &NamedTempFile) -> Result<Command> {
+/// Has the bridges of a namespace forward as a switch does: without asking the packet filter, which
+/// a kernel with br_netfilter does for every frame.
+///
+/// # Errors
+/// When the setting cannot be written.
+pub fn plain_switch(switch: &Namespace) -> Result<()> {
+    for family in ["arp", "ip", "ip6"] {
+        let key = format!("net.bridge.bridge-nf-call-{family}tables");
+        let there = switch.run("sysctl", &["-q", &key])?.status.success();
+        if there {
+            set_sysctl(switch, &key, "0")?;
+        }
+    }
+    Ok(())
+}
+
+fn command(ports: &[&str], threads: usize, log: &NamedTempFile) -> Result<Command> {
     let cores = usable_cores()?;
-    let [.., main, forwarding] = cores[..] else {
+    let [.., first, last] = cores[..] else {
         bail!("testpmd needs a core beside the one it forwards on; this process may use one only");
     };
+    // The main thread (0) has nothing to do while the others forward, from the last core down.
+    let forwarding = [format!("1@{last}"), format!("2@{first}")];
+    let lcores = format!("0@{first},{}", forwarding[..threads].join(","));
     let mut command = Command::new(PROGRAM);
     command.args(EAL);
-    command.args(["-l", &format!("{main},{forwarding}"), "--main-lcore", &main.to_string()]);
-    command.args(["--vdev", "net_af_xdp0,iface=h0", "--vdev", "net_af_xdp1,iface=h1", "--"]);
+    command.args(["--lcores", &lcores, "--main-lcore", "0"]);
+    for (number, ifname) in ports.iter().enumerate() {
+        command.args(["--vdev", &format!("net_af_xdp{number},iface={ifname}")]);
+    }
+    command.args(["--", &format!("--nb-cores={threads}")]);
     command.args(TESTPMD);
     // It ends at the end of its input.
     let written = log.reopen()?;
