@@ -30,6 +30,10 @@ pub const POD_CIDRS_MAX: usize = 16;
 /// Most uplinks: each shares [`crate::workers::UPLINK_PORTS_MAX`] with the others.
 pub const UPLINKS_MAX: usize = 8;
 
+/// Most prefixes in `direct`, and in `kernel`: workers look through them for every packet that is
+/// not for a pod of the node.
+pub const DIRECT_MAX: usize = 64;
+
 /// Fewest frames per worker: the rings of a few dozen ports.
 pub const FRAMES_MIN: u32 = 4096;
 /// Most frames per worker: at more, binding a socket costs over 34 ms and 33 MB of kernel memory.

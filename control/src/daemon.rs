@@ -291,7 +291,10 @@ impl Daemon {
         let mut events = Vec::new();
         match self.kernel.receive(&mut events, KERNEL_EVENTS_MAX) {
             Ok(more) => self.more_events = more,
-            Err(error) => tracing::error!(%error, "watch the kernel"),
+            Err(error) => {
+                self.more_events = false;
+                tracing::error!(%error, "watch the kernel");
+            }
         }
         self.engine.follow(&events);
         let mut addresses = false;

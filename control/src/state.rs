@@ -417,11 +417,16 @@ impl State {
 
     fn restore(&mut self, mut record: PodRecord) -> Result<PodRecord, StateError> {
         assert!(!self.has_added, "pods are restored before the first one is added");
-        self.admit(&record.attachment)?;
-        // The configuration may have fewer workers or smaller ones than the last daemon had.
+        if self.pods.contains_key(&record.attachment) {
+            return Err(StateError::AlreadyAttached(record.attachment));
+        }
+        // The configuration may have fewer workers or smaller ones than the last daemon had. A pod
+        // that is there is served all the same, if with fewer frames than one should have.
         let load = self.loads.get(usize::from(record.worker));
         if load.is_none_or(|load| *load >= self.limits.ports_per_worker) {
-            record.worker = self.least_loaded_worker()?;
+            let least =
+                (0..self.limits.workers).min_by_key(|worker| self.loads[usize::from(*worker)]);
+            record.worker = self.least_loaded_worker().ok().or(least).unwrap_or(0);
         }
         if record.slot >= self.limits.slots || self.by_slot.contains_key(&record.slot) {
             record.slot = self.lowest_free_slot()?;

@@ -2,6 +2,8 @@
 
 mod uplink;
 
+pub use uplink::UplinkPort;
+
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -115,6 +117,8 @@ pub struct WorkerHandle {
     anchor: OwnedFd,
     /// Kept open: the anchor of a worker without the node port.
     _anchor_socket: Option<Socket>,
+    /// It hangs.
+    out: bool,
     /// Its sentinels, while it is in charge of its ports.
     guard: Option<Guard>,
     thread: Option<JoinHandle<()>>,
@@ -226,6 +230,7 @@ impl Workers {
                 area,
                 anchor,
                 _anchor_socket: anchor_socket,
+                out: false,
                 guard: None,
                 thread: Some(thread),
             });
@@ -302,33 +307,28 @@ impl Workers {
 
     /// Hands the rings of removed ports to `reap`; returns the ports whose numbers are free again.
     pub fn poll(&mut self, mut reap: impl FnMut(PortId, Box<XskPort>)) -> Vec<PortId> {
-        let (mut free, mut late) = (Vec::new(), Vec::new());
+        let mut free = Vec::new();
         for worker in &mut self.workers {
             while let Some(event) = worker.unread.pop_front().or_else(|| worker.events.pop().ok()) {
                 match event {
                     Event::Removed(id, io) => reap(id, io),
                     Event::Reclaimed(id) => free.push(id),
-                    // Nobody waits for them any more: they go back.
-                    Event::Lent(id, _) => late.push(id),
+                    // Nobody waits for them any more; the order that takes them back is given.
+                    Event::Lent(..) => {}
                 }
-            }
-        }
-        for id in late {
-            if let Err(error) = self.reclaim_port(id) {
-                tracing::error!(%error, "take frames back that came too late");
             }
         }
         free
     }
 
-    /// Publishes a snapshot and waits until every worker forwards by it.
+    /// Publishes a snapshot and waits until every worker that does not hang forwards by it.
     pub fn publish(&mut self, input: TablesInput) -> Result<(), WorkersError> {
         /// Between looks: an adoption takes a pass, some 10 µs, or a wake-up, some 50 µs.
         const LOOK: Duration = Duration::from_micros(20);
         self.generation += 1;
         self.publisher.publish(Tables::new(self.generation, input));
         let start = Instant::now();
-        for worker in &self.workers {
+        for worker in self.workers.iter().filter(|worker| !worker.out) {
             worker.bell.ring();
             while worker.counters.generation.get() < self.generation {
                 if start.elapsed() > ADOPT_DEADLINE {
@@ -338,8 +338,20 @@ impl Workers {
                 std::thread::sleep(LOOK);
             }
         }
-        self.publisher.retire(self.generation);
+        let adopted = self.workers.iter().map(|worker| worker.counters.generation.get());
+        self.publisher.retire(adopted.min().unwrap_or(self.generation));
         Ok(())
+    }
+
+    /// Says whether a worker hangs, and is not waited for: the kernel carries its pods.
+    pub fn set_out(&mut self, worker: u16, out: bool) {
+        self.workers[usize::from(worker)].out = out;
+    }
+
+    /// Whether a worker hangs.
+    #[must_use]
+    pub fn is_out(&self, worker: u16) -> bool {
+        self.workers[usize::from(worker)].out
     }
 
     /// New sentinels for a worker: enter them into the map, then [`Workers::guard`].

@@ -39,6 +39,12 @@ impl Share {
         self.frames
     }
 
+    /// Frames that the port may ever hold.
+    #[must_use]
+    pub fn most(&self) -> u32 {
+        self.most
+    }
+
     /// Follows what the kernel has dropped at the socket, and how full the worker's memory is.
     /// More than half of it stays free of what ports have beyond their least.
     pub fn adjust(&mut self, drops: &KernelDrops, pool: FrameCount) {

@@ -4,8 +4,10 @@
 //! program, F17 MTU, F23 routes and rules, F24 pins, F25 detached.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use e2e::cluster::{Cluster, ClusterSetup, Forwarder, UPLINK, on_clusters};
@@ -20,8 +22,12 @@ use serde_json::Value;
 /// seconds at the latest.
 const RECOVERED_WITHIN: Duration = Duration::from_secs(15);
 
-/// A stream that is interrupted goes on: TCP's own timer has doubled a few times by then.
-const STREAM_MOVES_WITHIN: Duration = Duration::from_secs(15);
+/// A stream that is interrupted goes on: TCP's own timer has doubled a few times by then, and waits
+/// for as long as the interruption was.
+const STREAM_MOVES_WITHIN: Duration = Duration::from_secs(30);
+
+/// Five answers of a daemon that has better things to do than to wait; it takes milliseconds.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Bytes per millisecond of a stream in the background, 160 Mbit/s.
 const PACE: usize = 20_000;
@@ -322,6 +328,69 @@ fn taken_place(cluster: &mut Cluster) -> Result<()> {
     ensure!(row["queues"] == 0 && note.contains("XDP program"), "the status says so: {row}");
     ip(cluster.node(0).namespace(), &format!("link set dev {UPLINK} xdpgeneric off"))?;
     carried(cluster, &pods).context("when theirs is gone")
+}
+
+/// Binds an AF_XDP socket to a queue, and keeps it until its input ends.
+const QUEUE_HOLDER: &str = r"
+import ctypes, mmap, socket, struct, sys
+interface, queue = sys.argv[1], int(sys.argv[2])
+AF_XDP, SOL_XDP, RX_RING, UMEM_REG, FILL_RING, COMPLETION_RING, COPY = 44, 283, 2, 4, 5, 6, 2
+holder = socket.socket(AF_XDP, socket.SOCK_RAW)
+memory = mmap.mmap(-1, 4096 * 8)
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+holder.setsockopt(SOL_XDP, UMEM_REG, struct.pack('QQIII4x', address, 4096 * 8, 4096, 0, 0))
+for ring in (FILL_RING, COMPLETION_RING, RX_RING):
+    holder.setsockopt(SOL_XDP, ring, struct.pack('I', 8))
+place = struct.pack('HHIII', AF_XDP, COPY, socket.if_nametoindex(interface), queue, 0)
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.bind(holder.fileno(), place, len(place)) != 0:
+    sys.exit('bind: errno %d' % ctypes.get_errno())
+print('bound', flush=True)
+sys.stdin.read()
+";
+
+/// Somebody who holds a queue of the uplink.
+fn hold_queue(node: &Node, queue: u32) -> Result<Child> {
+    let queue = queue.to_string();
+    let mut holder = node.namespace().within(|| {
+        Command::new("python3")
+            .args(["-c", QUEUE_HOLDER, UPLINK, &queue])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+    })??;
+    let mut word = [0; 6];
+    holder.stdout.take().context("its output")?.read_exact(&mut word).context("it is bound")?;
+    Ok(holder)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn f16_a_queue_belongs_to_somebody_else() {
+    for setup in clusters() {
+        let mut cluster = Cluster::make(setup).expect("a cluster");
+        let outcome = taken_queue(&mut cluster);
+        let log = cluster.node(0).log();
+        outcome.unwrap_or_else(|error| panic!("{error:?}\n{log}"));
+    }
+}
+
+fn taken_queue(cluster: &mut Cluster) -> Result<()> {
+    let mut holder = hold_queue(cluster.node(0), 1)?;
+    cluster.start_forwarding()?;
+    let pods = [cluster.add_pod(0, "pod-0")?, cluster.add_pod(1, "pod-1")?];
+    reach_each_other(&pods).context("by the kernel")?;
+    let row = row(cluster.node(0))?;
+    let note = row["note"].as_str().unwrap_or_default();
+    ensure!(row["queues"] == 0 && note.contains("queue 1"), "the status says so: {row}");
+    let start = Instant::now();
+    for _ in 0..5 {
+        cluster.node(0).list("status")?;
+    }
+    ensure!(start.elapsed() < ANSWERS_WITHIN, "tries in vain keep nobody waiting");
+    drop(holder.stdin.take());
+    holder.wait()?;
+    carried(cluster, &pods).context("when the queue is free")
 }
 
 #[test]

@@ -12,8 +12,8 @@ use toml::Spanned;
 
 use super::source::Source;
 use super::{
-    Config, ConfigError, Daemon, FLOWS_DEFAULT, FLOWS_MAX, FLOWS_MIN, FRAMES_DEFAULT, FRAMES_MAX,
-    FRAMES_MIN, MTU_DEFAULT, MTU_MAX, MTU_MIN, Nat, Node, POD_CIDRS_MAX, PortMode,
+    Config, ConfigError, DIRECT_MAX, Daemon, FLOWS_DEFAULT, FLOWS_MAX, FLOWS_MIN, FRAMES_DEFAULT,
+    FRAMES_MAX, FRAMES_MIN, MTU_DEFAULT, MTU_MAX, MTU_MIN, Nat, Node, POD_CIDRS_MAX, PortMode,
     SOCKET_PATH_BYTES_MAX, Shaping, UPLINKS_MAX, Uplink, Workers,
 };
 use crate::ipam;
@@ -257,6 +257,7 @@ fn check_uplink(
             Some(source.number("uplink.channels", Some(given), 1, 1..=most)?)
         }
     };
+    let beyond = direct.as_ref().and_then(|list| list.get(DIRECT_MAX)).map(Spanned::span);
     let direct = match direct {
         Some(list) => source.prefixes("uplink.direct", &list)?,
         None => pod_cidrs.to_vec(),
@@ -264,6 +265,15 @@ fn check_uplink(
     let key = "uplink.kernel";
     let list = kernel.unwrap_or_default();
     let kernel = source.prefixes(key, &list)?;
+    for (key, nets, beyond) in [
+        ("uplink.direct", &direct, beyond),
+        (key, &kernel, list.get(DIRECT_MAX).map(Spanned::span)),
+    ] {
+        if let Some(span) = beyond {
+            let problem = format!("{} prefixes are more than {DIRECT_MAX}; join some", nets.len());
+            return Err(source.refuse(key, span, problem));
+        }
+    }
     for (net, written) in kernel.iter().zip(&list) {
         if !direct.iter().any(|other| overlap(net, other)) {
             let problem = format!(

@@ -232,6 +232,10 @@ fn direct_and_kernel_are_prefixes_and_kernel_is_part_of_direct() {
     let outside =
         "[uplink]\ndirect = [\"10.0.0.0/8\"]\nkernel = [\n\"10.1.0.0/16\", \n\"11.0.0.0/8\"]";
     refused(&with(outside), 7, "uplink.kernel", "11.0.0.0/8 is in none");
+    let many: Vec<String> = (0..65).map(|n| format!("\"10.{n}.0.0/16\"")).collect();
+    let list = |n: usize| with(&format!("[uplink]\ndirect = [{}]", many[..n].join(",")));
+    assert_eq!(parse(&list(64)).unwrap().uplink.direct.len(), 64);
+    refused(&list(65), 4, "uplink.direct", "65 prefixes are more than 64");
 }
 
 #[test]

@@ -157,11 +157,15 @@ pub(super) fn locked_memory(facts: &Facts) -> Vec<Row> {
     let Ok(config) = &facts.config else {
         return vec![Row::unknown(CHECK, "without a configuration the need is not known", "")];
     };
-    // Zero-copy sockets take a second registration of the same memory, which counts again
-    // (net/xdp/xdp_umem.c, `xdp_umem_account_pages`).
-    let zero_copy = |nic: &Nic| matches!(&nic.xdp, Ok(Some(features)) if features.zero_copy);
-    let registrations = if facts.network.nics.iter().any(zero_copy) { 2 } else { 1 };
-    let need = registrations * memory_bytes(config);
+    // The socket of each uplink queue registers its worker's memory again, and every registration
+    // counts (net/xdp/xdp_umem.c, `xdp_umem_account_pages`).
+    let queues = |nic: &Nic| match &nic.channels {
+        Ok(Some(channels)) => u64::from(channels.receive_queues()),
+        _ => 1,
+    };
+    let queues: u64 = facts.network.nics.iter().map(queues).sum();
+    let workers = config.workers.cores.len() as u64;
+    let need = memory_bytes(config) / workers * (workers + queues);
     let found = format!("of {} MiB that the workers need {} may be locked", mib(need), mib(max));
     vec![if max >= need {
         Row::well(CHECK, found)

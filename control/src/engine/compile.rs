@@ -29,7 +29,9 @@ pub(super) fn tables(engine: &Engine) -> TablesInput {
     let mut ports = vec![node_port(engine)];
     let served = engine.state.pods().filter(|pod| engine.is_served(&pod.attachment));
     ports.extend(served.map(|pod| pod_port(engine, pod)));
-    let (uplinks, uplink_ports) = engine.uplinks.compile(engine.state.limits().workers);
+    let workers = engine.state.limits().workers;
+    let (uplinks, uplink_ports) =
+        engine.uplinks.compile(workers, |worker| engine.workers.is_out(worker));
     ports.extend(uplink_ports);
     let direct = engine.config.uplink.direct.iter().map(|net| (prefix(net), true));
     let kernel = engine.config.uplink.kernel.iter().map(|net| (prefix(net), false));

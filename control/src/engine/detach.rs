@@ -65,7 +65,8 @@ impl Engine {
 
     /// Nothing of a port is left: its number can be used again.
     fn has_left(&mut self, id: PortId) -> bool {
-        if self.uplinks.has_left(id) {
+        if id.0 < FIRST_POD_PORT {
+            self.uplinks.has_left(id);
             return false;
         }
         self.state.release_slot(slot_of(id));

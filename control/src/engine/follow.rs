@@ -22,10 +22,8 @@ impl Engine {
                 self.uplinks.announce(address);
             }
         }
-        if followed.resync
-            && let Err(error) = self.mirror.resync(&mut self.netlink)
-        {
-            tracing::error!(%error, "list the kernel's routes");
+        if followed.resync {
+            self.resync();
         }
         let changed = (uplink_changed && self.watch_uplinks()) | followed.changed | followed.resync;
         if changed {
@@ -35,13 +33,29 @@ impl Engine {
 
     /// Brings the uplinks, and the neighbors that lie on them, up to date once a second.
     pub(super) fn look_after_uplinks(&mut self) {
-        if self.watch_uplinks() {
+        let stale = self.mirror_is_stale;
+        if stale {
+            self.resync();
+        }
+        if self.watch_uplinks() | stale {
             self.publish_routes();
         }
         self.resolve_neighbors();
+        if let Err(error) = self.steer() {
+            tracing::error!("tell the uplinks' program what is ours: {error:#}");
+        }
     }
 
-    fn publish_routes(&mut self) {
+    /// Lists the kernel's routes anew; when that fails, again a second later.
+    pub(super) fn resync(&mut self) {
+        let listed = self.mirror.resync(&mut self.netlink);
+        self.mirror_is_stale = listed.is_err();
+        if let Err(error) = listed {
+            tracing::error!(%error, "list the kernel's routes");
+        }
+    }
+
+    pub(super) fn publish_routes(&mut self) {
         if let Err(error) = self.publish() {
             tracing::error!(%error, "tell the workers about routes");
         }

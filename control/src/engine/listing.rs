@@ -172,7 +172,7 @@ impl Engine {
                 ifindex: raised.nic.ifindex,
                 kind: PortKind::Uplink,
                 mode: mode(self.ports.node()),
-                zero_copy: queue < raised.zero_copy,
+                zero_copy: raised.zero_copy[usize::from(queue)],
                 worker: queue % self.state.limits().workers,
                 slot: u32::from(id.0),
                 mtu: raised.nic.mtu,

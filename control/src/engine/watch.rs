@@ -75,7 +75,12 @@ impl Engine {
                 _ => continue,
             };
             match changed {
-                Ok(()) => self.heartbeats[index].out ^= true,
+                Ok(()) => {
+                    self.heartbeats[index].out ^= true;
+                    self.workers.set_out(worker, self.heartbeats[index].out);
+                    // Others send by queues whose workers move.
+                    self.publish_routes();
+                }
                 Err(error) => tracing::error!(worker, "change who carries its pods: {error:#}"),
             }
         }

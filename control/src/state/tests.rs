@@ -165,6 +165,21 @@ fn restored_pods_move_when_their_worker_or_slot_is_gone() {
 }
 
 #[test]
+fn a_pod_that_is_there_is_restored_though_a_new_one_would_find_no_room() {
+    let mut before = State::new(LIMITS);
+    let records: Vec<_> = (0..6).map(|id| add(&mut before, id)).collect();
+    for ports_per_worker in [0, 2] {
+        let mut after = State::new(Limits { workers: 2, ports_per_worker, ..LIMITS });
+        for record in &records {
+            after.apply(Change::Restore(record.clone())).unwrap();
+        }
+        assert_eq!(after.pods().len(), 6);
+        assert_eq!(after.loads().iter().sum::<u32>(), 6);
+        assert!(matches!(after.room(), Err(StateError::NoRoom { ports: 6 })));
+    }
+}
+
+#[test]
 fn gc_names_what_its_network_does_not_list_and_nothing_of_another_network() {
     let mut state = State::new(LIMITS);
     (0..6).for_each(|id| drop(add(&mut state, id)));

@@ -25,7 +25,7 @@ use crate::frame::{CHAIN_MAX, FRAME_BYTES, HEADROOM};
 const ZERO_COPY_SEGMENTS: usize = 8;
 
 /// Largest MTU whose Ethernet frames fit into one of ours, behind the kernel's headroom.
-const ONE_FRAME_MTU: u32 = FRAME_BYTES as u32 - HEADROOM as u32 - 14;
+pub const ONE_FRAME_MTU: u32 = FRAME_BYTES as u32 - HEADROOM as u32 - 14;
 
 /// A queue to bind, and how.
 #[derive(Clone, Copy, Debug)]

@@ -400,20 +400,12 @@ fn rules_that_workers_cannot_follow_are_found_if_a_packet_of_a_pod_can_meet_them
 }
 
 #[test]
-fn memory_that_the_nic_takes_too_counts_twice() {
+fn memory_counts_once_for_each_worker_and_once_for_each_queue() {
     fn limit(facts: &mut Facts, bytes: u64) {
         facts.machine.capabilities = Ok(0x20_3000);
         facts.machine.locked_bytes_max = Some(bytes);
     }
-    // Two workers of 128 MiB.
-    finds(|f| limit(f, 511 << 20), &[("locked_memory", "of 512 MiB")]);
-    finds(|f| limit(f, 512 << 20), &[]);
-    finds(
-        |f| {
-            limit(f, 256 << 20);
-            f.network.nics.iter_mut().for_each(|nic| nic.xdp = Ok(Some(XdpFeatures::default())));
-            status(f).uplinks.clear();
-        },
-        &[],
-    );
+    // Two workers of 128 MiB, and two interfaces of four queues.
+    finds(|f| limit(f, (1280 << 20) - 1), &[("locked_memory", "of 1280 MiB")]);
+    finds(|f| limit(f, 1280 << 20), &[]);
 }
