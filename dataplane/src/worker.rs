@@ -15,7 +15,7 @@
 //! A worker is one pinned thread. It owns the ports of the pods homed on it, their frames and
 //! everything stateful about these pods. The path has two halves: *from-pod* runs on the worker of
 //! the sender, *to-pod* on the worker of the receiver; where these differ the packet crosses one
-//! ring. From the node's port a packet enters like from a pod's.
+//! ring. From the node's port, and from an uplink, a packet enters like from a pod's.
 
 mod answer;
 mod command;
@@ -80,6 +80,8 @@ pub struct Worker<P> {
     bell: Arc<Bell>,
     counters: Arc<WorkerCounters>,
     limiter: Limiter,
+    /// Of errors to other nodes: whoever sends by a wire cannot use up what pods are told.
+    wire_limiter: Limiter,
     batch: Vec<Packet>,
     now_ns: u64,
     ports_added: bool,

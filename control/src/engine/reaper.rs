@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use dataplane::port::PortId;
 use dataplane::xsk::port::XskPort;
@@ -43,7 +44,15 @@ impl Reaper {
         std::thread::Builder::new().name("reaper".into()).spawn(move || {
             for corpse in work {
                 let reaped = Reaped { id: corpse.id, had_port: corpse.io.is_some() };
-                bury(&mut host, corpse.io, corpse.device);
+                let closed = bury(&mut host, corpse.io, corpse.device);
+                if !closed {
+                    let id = corpse.id.0;
+                    tracing::error!(
+                        id,
+                        "the kernel does not let go of a port: its frames are lost"
+                    );
+                    continue;
+                }
                 // The daemon has ended: nobody waits for the answer.
                 if done.send(reaped).is_err() {
                     return;
@@ -81,11 +90,16 @@ impl Reaper {
     }
 }
 
-fn bury(host: &mut HostSide, io: Option<Box<XskPort>>, device: Option<(String, String)>) {
-    drop(io);
+/// How long a NIC may keep a socket's memory. Beyond that something is wrong with its driver.
+const RELEASED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Whether the frames of the port can be used again.
+fn bury(host: &mut HostSide, io: Option<Box<XskPort>>, device: Option<(String, String)>) -> bool {
+    let closed = io.is_none_or(|io| io.close(RELEASED_WITHIN));
     if let Some((host_ifname, cookie)) = device
         && let Err(error) = endpoint::detach(host, &host_ifname, &cookie)
     {
         tracing::error!(%error, host_ifname, "delete the host end of a pod");
     }
+    closed
 }

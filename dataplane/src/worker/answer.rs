@@ -28,8 +28,12 @@ impl<P: PacketIo> Worker<P> {
     ) {
         let head = self.pool.head(offender);
         let Some(sender) = sender_of(head) else { return };
+        let limiter = match port.kind {
+            PortKind::Uplink => &mut self.wire_limiter,
+            PortKind::Pod | PortKind::Node => &mut self.limiter,
+        };
         if !icmp::may_answer(kind, head, ETHERNET_BYTES)
-            || !self.limiter.allow(kind, sender, self.now_ns)
+            || !limiter.allow(kind, sender, self.now_ns)
         {
             return;
         }

@@ -1,6 +1,7 @@
-//! Super-packets that leave the node are cut here: beyond the node port lie wires, and the
-//! node's kernel, which gets them without their segment size, would find them too long. So are
-//! those for a pod whose interface does not take them, and UDP super-packets wherever they go.
+//! Super-packets that leave the node are cut here: beyond an uplink lies a wire, and beyond the
+//! node port the node's kernel, which gets them without their segment size and would find them too
+//! long. So are those for a pod whose interface does not take them, and UDP super-packets wherever
+//! they go.
 
 use super::exit::Exit;
 use super::{Direction, Worker};

@@ -45,7 +45,8 @@ impl<P: PacketIo> Worker<P> {
             payload_bytes: packet.len() - header_len,
             mtu: exit.longest as u32,
         })
-        // The parser has excluded all but a fragment that no reassembly would take.
+        // The parser has excluded all but a fragment that no reassembly would take, and a route
+        // whose MTU is below what IPv4 needs.
         .map_err(|_| DropReason::FragmentTooSmall)
     }
 

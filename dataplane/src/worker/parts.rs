@@ -65,6 +65,7 @@ impl<P: PacketIo> Worker<P> {
             bell,
             counters,
             limiter: Limiter::new(seed),
+            wire_limiter: Limiter::new(seed.rotate_left(32)),
             batch: Vec::with_capacity(BATCH_MAX),
             now_ns: 0,
             ports_added: false,

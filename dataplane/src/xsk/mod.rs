@@ -1,6 +1,7 @@
 //! AF_XDP and the BPF programs around it: the only `unsafe` of the project.
 
 pub mod area;
+mod close;
 pub mod cursor;
 pub mod port;
 pub mod program;

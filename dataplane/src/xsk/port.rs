@@ -86,6 +86,16 @@ impl XskPort {
         self.slot
     }
 
+    /// Whether the NIC reads and writes the worker's frames.
+    pub(super) fn is_zero_copy(&self) -> bool {
+        self.socket.sends.zero_copy
+    }
+
+    /// Interface and queue.
+    pub(super) fn place(&self) -> (u32, u32) {
+        self.socket.place
+    }
+
     /// Adds a piece to the packet that is arriving. `None`, and all of it freed, when the piece is
     /// bad, an earlier one was, or there are more than the kernel would send on.
     fn join(&mut self, pool: &mut FramePool, piece: Option<Packet>) -> Option<Packet> {

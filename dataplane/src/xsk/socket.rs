@@ -147,6 +147,8 @@ pub struct Socket {
     pub(super) rx: RxRing,
     pub(super) tx: TxRing,
     pub(super) sends: Sends,
+    /// Interface and queue.
+    pub(super) place: (u32, u32),
     // The memory the kernel writes to lives at least as long as the socket.
     _area: Arc<Area>,
 }
@@ -200,6 +202,7 @@ impl Socket {
             rx: queue.step("map rx ring", RxRing::map(fd.as_fd(), at.rx, sizes.rx))?,
             tx: queue.step("map tx ring", TxRing::map(fd.as_fd(), at.tx, sizes.tx))?,
             sends,
+            place: (queue.ifindex, queue.queue),
             fd,
             _area: area.clone(),
         })

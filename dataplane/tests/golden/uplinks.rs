@@ -6,7 +6,8 @@ use crate::FAMILIES;
 use crate::case::{Case, run_all};
 use crate::harness::packet::{Check, Packet, packet};
 use crate::harness::{
-    A, B, CARVED_OUT, ELSEWHERE, NARROW, NARROW_MTU, NODE, UNRESOLVED, UPLINK, VETH_UPLINK,
+    A, B, C, CARVED_OUT, ELSEWHERE, NARROW, NARROW_MTU, NODE, Node, Setup, UNRESOLVED, UPLINK,
+    VETH_UPLINK,
 };
 
 /// "Fragmentation needed" and "packet too big" with this MTU, by family.
@@ -184,4 +185,23 @@ fn a_mac_of_another_node_that_looks_like_a_marker_is_none() {
         cases.push(case.sends(&A, &from.forwarded(&A)));
     }
     run_all(&cases);
+}
+
+#[test]
+fn a_wire_cannot_use_up_what_pods_are_told() {
+    for workers in [1, 2] {
+        let mut node = Node::new(Setup { workers, ..Setup::default() });
+        // More than all the errors of a second, from as many senders.
+        for number in 0..2_000_u32 {
+            let src = std::net::Ipv4Addr::from(0x0af4_0900 + number).to_string();
+            let long = packet().from(&UPLINK).src(&src).to(&C).payload(1400);
+            node.inject(UPLINK.id, long.build());
+        }
+        node.run();
+        let told = node.sent(UPLINK.id).len();
+        assert!((1..200).contains(&told), "senders on the wire are told, and not all: {told}");
+        node.inject(A.id, packet().from(&A).to(&C).payload(1400).build());
+        node.run();
+        assert_eq!(node.sent(A.id).len(), 1, "the pod is told");
+    }
 }

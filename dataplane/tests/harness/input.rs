@@ -6,7 +6,7 @@
 //! errors, the only other thing that remembers packets, answers always the same.
 
 use super::packet::packet;
-use super::{A, B, C, ENDS, NOBODY_V4, Node, Setup};
+use super::{A, B, C, ENDS, NOBODY_V4, Node, Setup, UPLINK, VETH_UPLINK};
 
 /// So few frames that the segments of one packet use them up: with one worker there are 40 that no
 /// port holds, with two 120, and the tx ring of 48 is full first.
@@ -32,7 +32,7 @@ impl Nodes {
         Nodes([1, 2].map(|workers| {
             let mut node = Node::new(Setup { workers, ..SETUP });
             node.set_time(ERRORS_NS);
-            for sender in [&A, &B] {
+            for sender in [&A, &B, &UPLINK, &VETH_UPLINK] {
                 let unreachable = packet().from(sender).dst(NOBODY_V4);
                 let too_big = packet().from(sender).to(&C).payload(1400);
                 for refused in [unreachable, too_big] {
