@@ -9,9 +9,9 @@ use dataplane::xsk::program::Programs;
 
 use crate::config::Config;
 use crate::endpoint::{HostSide, detach};
-use crate::netlink::Netlink;
+use crate::netlink::{Netlink, Request};
 use crate::nft::NftTable;
-use crate::node::{COOKIE_PREFIX, HOST_IFNAME_PREFIX, NodePort};
+use crate::node::{COOKIE_PREFIX, HOST_IFNAME_PREFIX, NodePort, ROUTE_PROTOCOL};
 use crate::sysctl::SysctlLog;
 use crate::uplink::channels::{CHANNELS_FILE, ChannelLog};
 
@@ -27,6 +27,7 @@ pub fn uninstall(config: &Config) -> usize {
     };
     step("delete host ends", delete_host_ends());
     step("detach programs", unpin(&config.daemon.bpf_dir));
+    step("let go of neighbors", release_neighbors());
     let channels = ChannelLog::at(config.daemon.state_dir.join(CHANNELS_FILE));
     for error in channels.restore() {
         step("put channels back", Err(error.into()));
@@ -53,6 +54,19 @@ fn delete_host_ends() -> anyhow::Result<()> {
         if link.name.starts_with(HOST_IFNAME_PREFIX) && alias.starts_with(COOKIE_PREFIX) {
             detach(&mut host, &link.name, &alias)?;
         }
+    }
+    Ok(())
+}
+
+/// The routers that the kernel keeps resolved for us are ordinary neighbors again.
+fn release_neighbors() -> anyhow::Result<()> {
+    let mut netlink = Netlink::open()?;
+    let neighbors = netlink.neighbors(None)?.into_iter();
+    let ours = neighbors.filter(|at| at.managed && at.protocol == ROUTE_PROTOCOL);
+    let requests: Vec<Request> =
+        ours.map(|at| Request::use_neighbor(at.index, at.address)).collect();
+    if !requests.is_empty() {
+        netlink.execute(requests)?;
     }
     Ok(())
 }

@@ -4,8 +4,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use e2e::cluster::{Cluster, ClusterSetup, Forwarder, UPLINK, on_clusters};
 use e2e::daemon::{Node, PortMode, Setup, binary};
 use e2e::netns::{Namespace, wait_until};
+use e2e::traffic::ping;
 use rustix::process::Signal;
 
 /// What the daemon may change on a node: links, addresses, routes of all tables, rules, settings.
@@ -88,4 +90,34 @@ fn uninstall_leaves_the_node_as_it_was() {
     if let Err(error) = test() {
         panic!("{error:?}");
     }
+}
+
+/// Routers that the kernel keeps resolved on the uplink although it has nothing for them.
+fn managed_neighbors(node: &Node) -> Result<usize> {
+    let all = node.namespace().ip_json(&["neigh", "show", "dev", UPLINK])?;
+    let all = all.as_array().context("neighbors are a list")?;
+    Ok(all.iter().filter(|at| at.get("managed").is_some()).count())
+}
+
+fn has_program(node: &Node) -> Result<bool> {
+    let links = node.namespace().ip_json(&["-d", "link", "show", "dev", UPLINK])?;
+    Ok(!links[0]["xdp"].is_null())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn uninstall_leaves_the_uplink_to_the_kernel() {
+    on_clusters(vec![ClusterSetup::new(Forwarder::viaduct(1), 2)], |cluster| {
+        let (a, b) = (cluster.add_pod(0, "a")?, cluster.add_pod(1, "b")?);
+        cluster.warm_up((0, &a), &b)?;
+        let node = cluster.node(0);
+        ensure!(has_program(node)?, "the uplink runs our program");
+        ensure!(managed_neighbors(node)? > 0, "the other node's addresses are kept resolved");
+        cluster.node_mut(0).stop_daemon(Signal::TERM)?;
+        let node = cluster.node(0);
+        uninstall(node)?;
+        ensure!(!has_program(node)? && !node.bpf_dir().exists(), "program and pins are gone");
+        ensure!(managed_neighbors(node)? == 0, "neighbors are ordinary ones");
+        ping(node.namespace(), Cluster::address(1)[0], "-c 1 -W 5").map(drop)
+    });
 }
