@@ -210,13 +210,14 @@ impl Tables {
     }
 
     /// Where `worker` sends a packet for `dst`: the decision table of the design's "who routes".
-    /// `flow` picks one of several equal ways; see [`crate::fib::flow_hash`].
+    /// `flow` picks one of several equal ways, see [`crate::fib::flow_hash`]; it is asked only where
+    /// there may be some.
     ///
     /// What the mirror of the kernel's routes does not lead out of an uplink, for whatever reason,
     /// is the kernel's: it forwards, resolves the neighbor, or refuses.
     #[inline]
     #[must_use]
-    pub fn route(&self, worker: WorkerId, dst: IpAddr, flow: u32) -> Route<'_> {
+    pub fn route(&self, worker: WorkerId, dst: IpAddr, flow: impl FnOnce() -> u32) -> Route<'_> {
         if let Some(port) = self.local.get(&dst).and_then(|id| self.port(*id)) {
             return Route::Local(port);
         }
@@ -232,11 +233,16 @@ impl Tables {
         }
     }
 
-    fn uplink_to(&self, worker: WorkerId, dst: IpAddr, flow: u32) -> Option<(&PortSpec, Hop)> {
+    fn uplink_to(
+        &self,
+        worker: WorkerId,
+        dst: IpAddr,
+        flow: impl FnOnce() -> u32,
+    ) -> Option<(&PortSpec, Hop)> {
         if !self.is_direct(dst) {
             return None;
         }
-        let hop = self.fib.route(dst, flow)?;
+        let hop = self.fib.route(dst, flow())?;
         let uplink = self.uplinks.iter().find(|uplink| uplink.id == hop.uplink)?;
         let port = uplink.ports.get(usize::from(worker.0))?;
         Some((self.port(*port)?, hop))

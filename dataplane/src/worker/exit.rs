@@ -47,7 +47,7 @@ impl Exit {
         if is_v4 && headers.icmp_type == Some(REDIRECT) {
             return Err(DropReason::IcmpRedirect.into());
         }
-        let route = tables.route(worker, headers.destination(), flow(head, headers));
+        let route = tables.route(worker, headers.destination(), || flow(head, headers));
         let exit = match (route, ingress.kind) {
             (Route::Local(port), _) => Exit::by_port(ingress, port),
             (Route::Uplink(port, hop), PortKind::Pod) => {
