@@ -65,8 +65,6 @@ pub struct Engine {
     uplinks: Uplinks,
     /// The kernel's routes and neighbors, as far as they lead to direct addresses.
     mirror: Mirror,
-    /// It could not be brought up to date when it should have been.
-    mirror_is_stale: bool,
     /// Route MTU in bytes of networks that name none.
     route_mtu: u32,
     reaper: Reaper,
@@ -136,7 +134,6 @@ impl Engine {
             node_addresses: Vec::new(),
             uplinks: Uplinks::new(&config.uplink.interfaces),
             mirror: Mirror::new(config.uplink.direct.clone()),
-            mirror_is_stale: false,
             route_mtu,
             config,
             ports,

@@ -112,6 +112,12 @@ impl Mirror {
         self.reassess(|_, _| true);
     }
 
+    /// Whether the mirror is behind the kernel until the next [`Mirror::resync`] that succeeds.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.due != Due::Nothing
+    }
+
     /// Lists what the kernel has and takes it over: at start, after [`Event::Overrun`], and when
     /// [`Mirror::apply`] asks for it. Events that are older than the list do no harm afterwards.
     ///

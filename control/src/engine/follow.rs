@@ -7,8 +7,11 @@ use crate::netlink::Event;
 
 impl Engine {
     /// Follows what has changed in the kernel's routing: routes, rules, neighbors, links. Give it
-    /// every event, in order.
+    /// every event, in order. Without uplinks there is nobody to follow it.
     pub fn follow(&mut self, events: &[Event]) {
+        if self.config.uplink.interfaces.is_empty() {
+            return;
+        }
         let mut followed = Followed::default();
         let mut uplink_changed = false;
         for event in events {
@@ -22,23 +25,22 @@ impl Engine {
                 self.uplinks.announce(address);
             }
         }
-        if followed.resync {
-            self.resync();
+        if uplink_changed {
+            self.watch_uplinks();
         }
-        let changed = (uplink_changed && self.watch_uplinks()) | followed.changed | followed.resync;
-        if changed {
+        if followed.changed || followed.resync {
             self.publish_routes();
         }
     }
 
     /// Brings the uplinks, and the neighbors that lie on them, up to date once a second.
     pub(super) fn look_after_uplinks(&mut self) {
-        let stale = self.mirror_is_stale;
-        if stale {
-            self.resync();
+        if self.config.uplink.interfaces.is_empty() {
+            return;
         }
-        if self.watch_uplinks() | stale {
-            self.publish_routes();
+        self.watch_uplinks();
+        if self.mirror.is_due() {
+            self.publish_routes(); // the kernel could not be asked before
         }
         self.resolve_neighbors();
         if let Err(error) = self.steer() {
@@ -46,16 +48,13 @@ impl Engine {
         }
     }
 
-    /// Lists the kernel's routes anew; when that fails, again a second later.
-    pub(super) fn resync(&mut self) {
-        let listed = self.mirror.resync(&mut self.netlink);
-        self.mirror_is_stale = listed.is_err();
-        if let Err(error) = listed {
+    /// Gives the workers the routes of now. The kernel's are listed first if they have to be; when
+    /// that fails, again a second later.
+    pub(super) fn publish_routes(&mut self) {
+        let is_due = self.mirror.is_due() && !self.config.uplink.interfaces.is_empty();
+        if is_due && let Err(error) = self.mirror.resync(&mut self.netlink) {
             tracing::error!(%error, "list the kernel's routes");
         }
-    }
-
-    pub(super) fn publish_routes(&mut self) {
         if let Err(error) = self.publish() {
             tracing::error!(%error, "tell the workers about routes");
         }

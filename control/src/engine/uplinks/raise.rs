@@ -16,6 +16,14 @@ use crate::uplink::channels::{CHANNELS_FILE, ChannelLog};
 use crate::uplink::fitness;
 use crate::workers::{UplinkPort, WorkersError};
 
+/// An uplink whose queues have their sockets, before the workers know of it.
+struct Bound {
+    /// Its place in the configuration.
+    number: usize,
+    /// For the socket map.
+    sockets: Vec<(PortId, OwnedFd)>,
+}
+
 /// Why an interface is not what an uplink needs.
 enum Obstacle {
     /// It could not be asked: that says nothing about it.
@@ -55,9 +63,10 @@ impl Engine {
 
     /// Brings the uplinks to what the interfaces are now: raises what is there, lowers what went,
     /// starts over where something changed. Cheap when nothing did; call it about once a second,
-    /// and when an interface changes. Returns whether the tables are to be published.
-    pub(in super::super) fn watch_uplinks(&mut self) -> bool {
+    /// and when an interface changes.
+    pub(in super::super) fn watch_uplinks(&mut self) {
         let mut changed = false;
+        let mut bound = Vec::new();
         for number in 0..self.uplinks.all.len() {
             let slot = &self.uplinks.all[number];
             let (name, room) = (slot.name.clone(), slot.room);
@@ -76,11 +85,17 @@ impl Engine {
                     slot.problem = found.err().map(Obstacle::sentence);
                     self.lower(number);
                 }
-                (Ok(nic), None) => changed |= self.raise_or_say_why(number, nic),
+                (Ok(nic), None) => bound.extend(self.bind_or_say_why(number, nic)),
                 (Err(obstacle), None) => slot.say(obstacle.sentence()),
             }
         }
-        changed
+        // The workers know of an uplink before it sends them packets: all that were bound at once.
+        if changed || !bound.is_empty() {
+            self.publish_routes();
+        }
+        for uplink in bound {
+            self.open(uplink);
+        }
     }
 
     /// What the interface is like, or why it cannot be an uplink now. One that goes down stays
@@ -120,27 +135,27 @@ impl Engine {
         }
     }
 
-    fn raise_or_say_why(&mut self, number: usize, nic: Nic) -> bool {
+    fn bind_or_say_why(&mut self, number: usize, nic: Nic) -> Option<Bound> {
         let slot = &self.uplinks.all[number];
         if slot.ports(slot.room).any(|id| self.uplinks.leaving.contains(&id)) {
-            return false; // once they have gone
+            return None; // once they have gone
         }
         if let Some(problem) = self.hangs() {
             self.uplinks.all[number].say(problem);
-            return false; // its frames are needed
+            return None; // its frames are needed
         }
-        match self.raise(number, nic) {
-            Ok(()) => true,
+        match self.bind(number, nic) {
+            Ok(bound) => Some(bound),
             Err(error) => {
                 self.uplinks.all[number].say(error.to_string());
                 self.lower(number);
-                false
+                None
             }
         }
     }
 
-    /// The program, then sockets, then tables, then the entry: until that every packet passes.
-    fn raise(&mut self, number: usize, nic: Nic) -> anyhow::Result<()> {
+    /// The program, then a socket for each queue. Without an entry every packet passes.
+    fn bind(&mut self, number: usize, nic: Nic) -> anyhow::Result<Bound> {
         let slot = &self.uplinks.all[number];
         let (id, name, first, room) = (slot.id, slot.name.clone(), slot.first, slot.room);
         if let Some(wanted) = self.config.uplink.channels {
@@ -154,25 +169,32 @@ impl Engine {
         let queues = Ethtool::open()?.rx_queues(&name)?.min(room.into()) as u16;
         let nic = Nic { queues, ..nic };
         let (sockets, zero_copy, refused) = self.bind_queues(first, &name, &nic, attached.mode)?;
-        tracing::info!(
-            name,
-            queues,
-            zero_copy = zero_copy.iter().filter(|in_place| **in_place).count(),
-            mode = ?attached.mode,
-            "uplink is up"
-        );
-        let (ifindex, mode, note) = (nic.ifindex, attached.mode, attached.refused.or(refused));
-        let entry = self.entry(first, &nic);
+        let (mode, note) = (attached.mode, attached.refused.or(refused));
+        self.mirror.set_uplink(id, Some(nic.ifindex));
         self.uplinks.all[number].raised = Some(Raised { nic, mode, zero_copy, note });
-        self.uplinks.all[number].problem = None;
-        self.mirror.set_uplink(id, Some(ifindex));
-        self.resync();
-        self.publish_routes();
-        self.announce_uplink(ifindex);
-        for (port, socket) in &sockets {
-            self.programs.set_socket(u32::from(port.0), socket.as_fd())?;
+        Ok(Bound { number, sockets })
+    }
+
+    /// The workers know of the uplink: from now on it gives them packets.
+    fn open(&mut self, Bound { number, sockets }: Bound) {
+        let slot = &mut self.uplinks.all[number];
+        let Some(Raised { nic, mode, zero_copy, .. }) = slot.raised.clone() else { return };
+        slot.problem = None;
+        let (name, first) = (slot.name.clone(), slot.first);
+        let entry = self.entry(first, &nic);
+        let entered = sockets
+            .iter()
+            .try_for_each(|(port, socket)| {
+                self.programs.set_socket(u32::from(port.0), socket.as_fd())
+            })
+            .and_then(|()| self.programs.set_uplink(nic.ifindex, &entry));
+        if let Err(error) = entered {
+            self.uplinks.all[number].say(error.to_string());
+            return self.lower(number);
         }
-        Ok(self.programs.set_uplink(ifindex, &entry)?)
+        self.announce_uplink(nic.ifindex);
+        let (queues, zero_copy) = (nic.queues, zero_copy.iter().filter(|is| **is).count());
+        tracing::info!(name, queues, zero_copy, ?mode, "uplink is up");
     }
 
     /// A socket on each queue: those for the socket map, whether the NIC exchanges their frames in
