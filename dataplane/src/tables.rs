@@ -210,8 +210,8 @@ impl Tables {
     }
 
     /// Where `worker` sends a packet for `dst`: the decision table of the design's "who routes".
-    /// `flow` picks one of several equal ways, see [`crate::fib::flow_hash`]; it is asked only where
-    /// there may be some.
+    /// `flow` picks one of several equal ways, see [`crate::fib::flow_hash`]; it is asked only
+    /// where there may be some.
     ///
     /// What the mirror of the kernel's routes does not lead out of an uplink, for whatever reason,
     /// is the kernel's: it forwards, resolves the neighbor, or refuses.
