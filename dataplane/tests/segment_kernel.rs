@@ -2,166 +2,37 @@
 //! own software segmentation and through ours.
 //!
 //! ```text
-//!   namespace vdseg-<pid>-<mode>
+//!   namespace vdseg-<mode>-<pid>
 //!   AF_PACKET + PACKET_VNET_HDR ──► seg0 (tso, gso, uso off) ═══ veth ═══ seg1 ──► AF_PACKET
 //! ```
 //!
 //! A device without segmentation offload makes the kernel cut what is sent through it. With
 //! `tx on` the segments keep partial checksums, with `tx off` the kernel completes them too.
-//! Needs root, iproute2, ethtool and python3 (AF_PACKET has no safe Rust binding here).
+//! Needs root and ethtool.
 
-use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Write as _};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+mod kernel;
 
-use dataplane::checksum::{Sum, pseudo_header_v4, pseudo_header_v6};
+use dataplane::checksum::{Sum, pseudo_header_v4, pseudo_header_v6, udp_field};
 use dataplane::segment::{HEADER_BYTES_MAX, Segmenter, SuperPacket};
 
-/// Sends each line of stdin, a packet after its virtio_net_hdr in hex, through the first
-/// interface, and prints what comes out of the second, up to a marker packet sent behind it.
-const INJECT: &str = r#"
-import os, select, socket, sys
-SOL_PACKET, PACKET_VNET_HDR, ETH_P_ALL, SO_RCVBUFFORCE = 263, 15, 3, 33
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # Two CPUs could swap packets.
-receiver = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 28)
-receiver.bind((sys.argv[2], ETH_P_ALL))
-sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-sender.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
-sender.bind((sys.argv[1], 0))
-print("ready", flush=True)
-for number, line in enumerate(sys.stdin):
-    packet = bytes.fromhex(line)
-    addresses = packet[10:22]
-    marker = addresses + b"\x88\xb5" + number.to_bytes(46, "big")
-    sender.send(packet)
-    sender.send(bytes(10) + marker)
-    while True:
-        if not select.select([receiver], [], [], 5)[0]:
-            sys.exit(f"packet {number}: no marker within 5 s")
-        frame = receiver.recv(1 << 17)
-        if frame == marker:
-            break
-        if frame[:12] == addresses:
-            print(frame.hex())
-    print("end", flush=True)
-"#;
+use kernel::{Kernel, Namespace, Random, VIRTIO_BYTES, assert_the_kernels};
 
-/// A network namespace with a veth pair, removed at the end whatever happens.
-struct Namespace(String);
-
-impl Namespace {
-    fn new(mode: &str) -> Namespace {
-        let namespace = Namespace(format!("vdseg-{}-{mode}", std::process::id()));
-        run("ip", &["netns", "add", &namespace.0]);
-        namespace.run("ip link add seg0 mtu 9000 type veth peer name seg1 mtu 9000");
-        namespace.run("ip link set seg0 up");
-        namespace.run("ip link set seg1 up");
-        namespace.run("ethtool -K seg0 tso off gso off tx-udp-segmentation off");
-        namespace.run("ethtool -K seg1 gro off");
-        namespace
-    }
-
-    fn run(&self, command: &str) {
-        let words: Vec<&str> = command.split(' ').collect();
-        run("ip", &[&["netns", "exec", &self.0], &words[..]].concat());
-    }
+/// A namespace with a veth pair whose end `seg0` cuts in software.
+fn cutter(mode: &str) -> Namespace {
+    let namespace = Namespace::new(&format!("vdseg-{mode}"));
+    namespace.run("ip link add seg0 mtu 9000 type veth peer name seg1 mtu 9000");
+    namespace.run("ip link set seg0 up");
+    namespace.run("ip link set seg1 up");
+    namespace.run("ethtool -K seg0 tso off gso off tx-udp-segmentation off");
+    namespace.run("ethtool -K seg1 gro off");
+    namespace
 }
 
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let removed = Command::new("ip").args(["netns", "del", &self.0]).status();
-        if !removed.is_ok_and(|status| status.success()) {
-            eprintln!("network namespace {} is left over: ip netns del {0}", self.0);
-        }
-    }
-}
-
-fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output().expect("program starts");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {errors}");
-}
-
-/// The kernel's segmentation, behind a pipe.
-struct Kernel {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Kernel {
-    fn start(namespace: &Namespace) -> Kernel {
-        let mut child = Command::new("ip")
-            .args(["netns", "exec", &namespace.0, "python3", "-c", INJECT, "seg0", "seg1"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python3 starts");
-        let input = child.stdin.take().expect("piped");
-        let output = BufReader::new(child.stdout.take().expect("piped"));
-        let mut kernel = Kernel { child, input, output };
-        assert_eq!(kernel.line(), "ready");
-        kernel
-    }
-
-    fn segments(&mut self, packet: &Super) -> Vec<Vec<u8>> {
-        writeln!(self.input, "{}", hex(&packet.with_virtio_header())).expect("python3 reads");
-        let mut segments = Vec::new();
-        loop {
-            match self.line().as_str() {
-                "end" => return segments,
-                "" => panic!("python3 stopped, see above"),
-                line => segments.push(unhex(line)),
-            }
-        }
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).expect("python3 writes");
-        line.trim_end().to_owned()
-    }
-}
-
-impl Drop for Kernel {
-    fn drop(&mut self) {
-        // Already gone if it failed.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writes to memory");
-        text
-    })
-}
-
-fn unhex(text: &str) -> Vec<u8> {
-    let digits = |at| u8::from_str_radix(&text[at..at + 2], 16).expect("hex from python3");
-    (0..text.len()).step_by(2).map(digits).collect()
-}
-
-/// Pseudo-random numbers that are the same in every run (xorshift64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-
-    fn bytes(&mut self, length: usize) -> Vec<u8> {
-        (0..length).map(|_| self.next() as u8).collect()
-    }
+/// The kernel's segmentation.
+fn kernel_of(namespace: &Namespace) -> Kernel {
+    // Told by the EtherType, the first of IEEE 802 for experiments.
+    let marker = [&MACS[..], &[0x88, 0xb5], &[0; 46]].concat();
+    Kernel::start(namespace, ["seg0", "seg1"], &marker, 12..L3)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -188,6 +59,8 @@ struct Super {
 }
 
 const L3: usize = 14;
+/// The receiver's and the sender's.
+const MACS: [u8; 12] = [0x0a, 1, 2, 3, 4, 5, 0x0a, 9, 8, 7, 6, 5];
 
 impl Super {
     fn random(random: &mut Random, family: Family, protocol: Protocol) -> Super {
@@ -205,7 +78,7 @@ impl Super {
             Family::V6 => ipv6(random, number, l4_bytes),
         };
         let ethertype: &[u8] = if family == Family::V4 { &[0x08, 0] } else { &[0x86, 0xdd] };
-        let ethernet = [&[0x0a, 1, 2, 3, 4, 5, 0x0a, 9, 8, 7, 6, 5], ethertype].concat();
+        let ethernet = [&MACS[..], ethertype].concat();
         let mut bytes = [ethernet, ip, l4_header].concat();
         let header_bytes = bytes.len();
         bytes.extend(random.bytes(payload_bytes));
@@ -233,7 +106,7 @@ impl Super {
 
     /// `struct virtio_net_hdr` (include/uapi/linux/virtio_net.h), which PACKET_VNET_HDR takes in
     /// the byte order of the machine.
-    fn with_virtio_header(&self) -> Vec<u8> {
+    fn virtio_header(&self) -> [u8; VIRTIO_BYTES] {
         const NEEDS_CHECKSUM: u8 = 1;
         const ECN: u8 = 0x80;
         let gso_type = match (self.protocol, self.family) {
@@ -249,8 +122,15 @@ impl Super {
         bytes.extend(self.gso_size.to_ne_bytes());
         bytes.extend((self.l4_offset as u16).to_ne_bytes());
         bytes.extend((self.checksum_offset() as u16).to_ne_bytes());
-        bytes.extend(&self.bytes);
-        bytes
+        bytes.try_into().expect("the length of the struct")
+    }
+
+    /// Completes the checksum of a segment: the field holds the sum of the pseudo-header.
+    fn complete(&self, segment: &mut [u8]) {
+        let check = Sum::default().add_bytes(&segment[self.l4_offset..]).checksum();
+        let check = if self.protocol == Protocol::Udp { udp_field(check) } else { check };
+        let at = self.l4_offset + self.checksum_offset();
+        segment[at..at + 2].copy_from_slice(&check.to_be_bytes());
     }
 
     fn segments(&self, checksums: Checksums) -> Vec<Vec<u8>> {
@@ -267,10 +147,11 @@ impl Super {
         let mut header = [0; HEADER_BYTES_MAX];
         while let Some(segment) = segmenter.next(&mut header).expect("room") {
             let payload = &payload[segment.payload_offset..][..segment.payload_bytes];
+            let mut bytes = [&header[..segment.header_bytes], payload].concat();
             if checksums == Checksums::Complete {
-                segmenter.finish_checksum(&mut header, payload.chunks(1001)).expect("room");
+                self.complete(&mut bytes);
             }
-            out.push([&header[..segment.header_bytes], payload].concat());
+            out.push(bytes);
         }
         out
     }
@@ -334,14 +215,15 @@ enum Checksums {
 }
 
 fn compare(namespace: &Namespace, checksums: Checksums) {
-    let mut kernel = Kernel::start(namespace);
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut kernel = kernel_of(namespace);
+    let mut random = Random::new();
     let mut compared = 0;
     for round in 0..60 {
         for family in [Family::V4, Family::V6] {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
                 let packet = Super::random(&mut random, family, protocol);
-                let (theirs, ours) = (kernel.segments(&packet), packet.segments(checksums));
+                let theirs = kernel.send(packet.virtio_header(), &packet.bytes);
+                let ours = packet.segments(checksums);
                 let what = format!(
                     "round {round}, {family:?} {protocol:?}, {} bytes of headers, {} of payload, \
                      segments of {}",
@@ -349,12 +231,7 @@ fn compare(namespace: &Namespace, checksums: Checksums) {
                     packet.bytes.len() - packet.header_bytes,
                     packet.gso_size
                 );
-                assert_eq!(theirs.len(), ours.len(), "{what}");
-                for (index, (theirs, ours)) in theirs.iter().zip(&ours).enumerate() {
-                    assert_eq!(theirs.len(), ours.len(), "{what}, segment {index}");
-                    let differs = (0..ours.len()).find(|&at| theirs[at] != ours[at]);
-                    assert_eq!(differs, None, "{what}, segment {index}: offset of a difference");
-                }
+                assert_the_kernels(&ours, &theirs, &what);
                 compared += ours.len();
             }
         }
@@ -365,14 +242,14 @@ fn compare(namespace: &Namespace, checksums: Checksums) {
 #[test]
 #[ignore = "needs root"]
 fn segments_with_partial_checksums_are_the_kernels() {
-    let namespace = Namespace::new("partial");
+    let namespace = cutter("partial");
     compare(&namespace, Checksums::Partial);
 }
 
 #[test]
 #[ignore = "needs root"]
 fn segments_with_complete_checksums_are_the_kernels() {
-    let namespace = Namespace::new("complete");
+    let namespace = cutter("complete");
     namespace.run("ethtool -K seg0 tx off");
     compare(&namespace, Checksums::Complete);
 }
