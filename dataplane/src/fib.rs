@@ -103,11 +103,6 @@ impl Fib {
         map.remove(key, prefix.len);
     }
 
-    /// Forgets all routes of a table. Panics when there is no such table.
-    pub fn clear(&mut self, table: usize) {
-        self.tables[table] = Table::default();
-    }
-
     /// Says what the number stands for. Until then it is [`Action::Kernel`]. The first change after
     /// a clone copies the list of actions, of neighbors with [`Fib::set_neighbor`]: control keeps
     /// both short.

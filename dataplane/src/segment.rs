@@ -13,7 +13,7 @@
 //! - Under Accurate ECN the CWR flag is part of a counter and belongs in every segment
 //!   (`SKB_GSO_TCP_ACCECN`). We treat it as RFC 3168 does: it is set on the first segment only.
 
-use crate::checksum::{self, Sum};
+use crate::checksum::Sum;
 
 #[cfg(test)]
 mod tests;
@@ -201,21 +201,9 @@ impl Segmenter {
         self.header_bytes
     }
 
-    /// Where the L4 checksum field of every segment lies, counted from the start of the packet:
-    /// what a port that completes checksums needs, beside the L4 offset.
-    #[must_use]
-    pub fn checksum_offset(&self) -> usize {
-        self.l4_offset + self.transport.checksum_offset()
-    }
-
-    /// Whether the segments have an L4 checksum; only UDP can be without.
-    #[must_use]
-    pub fn has_checksum(&self) -> bool {
-        self.pseudo_header.is_some()
-    }
-
-    /// Writes the next segment's header to the start of `out`, its L4 checksum *partial*: for a
-    /// port that completes it, or for [`Segmenter::finish_checksum`]. `None` after the last.
+    /// Writes the next segment's header to the start of `out`, its L4 checksum *partial*: the
+    /// port completes it, or the worker for a port that cannot. A UDP checksum of 0 stays 0. `None`
+    /// after the last.
     ///
     /// Of the header of the super-packet change: the lengths; the IPv4 identification, one more
     /// with each segment, and header checksum (Linux `inet_gso_segment`); the TCP sequence number;
@@ -246,31 +234,6 @@ impl Segmenter {
         self.payload_offset += segment.payload_bytes;
         self.segments_made += 1;
         Ok(Some(segment))
-    }
-
-    /// Completes the partial L4 checksum in `header`, as [`Segmenter::next`] has written it.
-    /// `payload` is the segment's part of the payload, in order, in pieces of any length.
-    ///
-    /// # Errors
-    /// [`SegmentError::NoRoom`] if `header` is shorter than the segment's header.
-    pub fn finish_checksum<'p>(
-        &self,
-        header: &mut [u8],
-        payload: impl IntoIterator<Item = &'p [u8]>,
-    ) -> Result<(), SegmentError> {
-        let header = self.room(header)?;
-        if !self.has_checksum() {
-            return Ok(());
-        }
-        // The field holds the sum of the pseudo-header, so a sum over it includes that.
-        let l4 = Sum::default().add_bytes(&header[self.l4_offset..]);
-        let check = payload.into_iter().fold(l4, Sum::add_bytes).checksum();
-        let check = match self.transport {
-            Transport::Tcp { .. } => check,
-            Transport::Udp => checksum::udp_field(check),
-        };
-        put(header, self.checksum_offset(), check.to_be_bytes());
-        Ok(())
     }
 
     fn room<'o>(&self, out: &'o mut [u8]) -> Result<&'o mut [u8], SegmentError> {

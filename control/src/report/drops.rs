@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use dataplane::drop::DropReason;
+use dataplane::xsk::program::FALLBACK_OUTCOMES;
 use serde::{Deserialize, Serialize};
 
 use super::{Direction, DirectionRow};
@@ -82,27 +83,20 @@ fn sentence(reason: &str) -> &'static str {
     DropReason::all().find(|known| known.name() == reason).map_or("", DropReason::sentence)
 }
 
-/// What became of the packets that no worker took: a count for each outcome of the XDP program
-/// (`bpf/port.bpf.c`, enum outcome). Its map is pinned, so they outlive the daemon.
+/// What became of the packets that no worker took: a count for each of [`FALLBACK_OUTCOMES`] of the
+/// XDP program. Its map is pinned, so they outlive the daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct FallbackCounts(BTreeMap<String, u64>);
 
-/// Outcomes that leave the packet to the kernel.
-const PASSED: [&str; 2] = ["passed", "unknown_port"];
-
-/// What every other outcome means.
-const REFUSED: [(&str, &str); 9] = [
-    ("dropped", "no worker took it, and the pod's fallback is drop"),
-    ("too_short", "no worker took it, and it ends before the headers it announces"),
-    ("ether_type", "no worker took it, and it is neither IPv4, IPv6 nor ARP"),
-    ("source_mac", "no worker took it, and its source MAC is not the pod's"),
-    ("source_ipv4", "no worker took it, and its source is no IPv4 address of the pod"),
-    ("source_ipv6", "no worker took it, and its source is no IPv6 address of the pod"),
-    ("arp", "no worker took it, and it is no ARP in the pod's own name"),
-    ("neighbour_discovery", "no worker took it, and a pod may not send this neighbour discovery"),
-    ("extension_headers", "no worker took it, and it has more than 8 IPv6 extension headers"),
-];
+/// Why packets with this outcome were refused, in a sentence; `None` for those that the kernel got.
+/// An outcome that only another release knows may be a refusal, and has no sentence.
+fn refusal(outcome: &str) -> Option<String> {
+    match FALLBACK_OUTCOMES.into_iter().find(|(name, _)| *name == outcome) {
+        Some((_, why)) => why.map(|why| format!("no worker took it, and {why}")),
+        None => Some(String::new()),
+    }
+}
 
 impl FromIterator<(&'static str, u64)> for FallbackCounts {
     fn from_iter<I: IntoIterator<Item = (&'static str, u64)>>(counts: I) -> FallbackCounts {
@@ -119,19 +113,18 @@ impl FallbackCounts {
     /// Packets that the kernel got.
     #[must_use]
     pub fn passed(&self) -> u64 {
-        self.outcomes().filter(|(name, _)| PASSED.contains(name)).map(|(_, count)| count).sum()
+        self.outcomes().filter(|(name, _)| refusal(name).is_none()).map(|(_, count)| count).sum()
     }
 
     /// Packets that nobody got, by outcome; only outcomes that happened.
     pub fn refused(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.outcomes().filter(|(name, count)| *count > 0 && !PASSED.contains(name))
+        self.outcomes().filter(|(name, count)| *count > 0 && refusal(name).is_some())
     }
 
     /// The refused ones as drops, in the order of their keys. Of a pod they are all, since only
     /// what a pod sends is checked.
     #[must_use]
     pub fn drop_rows(&self) -> Vec<DropRow> {
-        let meaning = |outcome| REFUSED.iter().find(|(name, _)| *name == outcome);
         self.refused()
             .map(|(outcome, count)| DropRow {
                 port: None,
@@ -140,7 +133,7 @@ impl FallbackCounts {
                 // Workers have a `too_short` too, and what it counts is something else.
                 reason: format!("fallback_{outcome}"),
                 count,
-                sentence: meaning(outcome).map_or("", |(_, sentence)| *sentence).to_owned(),
+                sentence: refusal(outcome).unwrap_or_default(),
             })
             .collect()
     }

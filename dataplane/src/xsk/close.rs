@@ -48,9 +48,9 @@ fn is_in_use((ifindex, queue): (u32, u32)) -> bool {
     let Ok(area) = Area::map(1).map(Arc::new) else { return true };
     let now = Duration::ZERO;
     match Socket::bind(queue, &area, Memory::Own, PROBE_RINGS, none, now, |_| {}) {
-        Err(SocketError::Step { source, .. }) => {
+        Err(SocketError { source, .. }) => {
             source.raw_os_error() == Some(Errno::BUSY.raw_os_error())
         }
-        _ => false,
+        Ok(_) => false,
     }
 }

@@ -53,7 +53,10 @@ pub struct XskPort {
     uncommitted: bool,
     /// Frames were added to the fill ring since the driver was last woken to take them.
     refilled: bool,
-    /// Packets lost since the last kick: the interface could not have sent them.
+    /// The interface was down when the kernel was last woken, and the tx ring still holds what it
+    /// could not send. Nothing is added to that meanwhile: it would be old when it leaves.
+    down: bool,
+    /// Packets lost since the last kick: the interface refused them, or could not have sent them.
     refused: u64,
 }
 
@@ -70,6 +73,7 @@ impl XskPort {
             uncommitted: false,
             // By whoever made the socket.
             refilled: true,
+            down: false,
             refused: 0,
         }
     }
@@ -78,12 +82,6 @@ impl XskPort {
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.socket.fd.as_fd()
-    }
-
-    /// Slot of the port.
-    #[must_use]
-    pub fn slot(&self) -> u16 {
-        self.slot
     }
 
     /// Whether the NIC reads and writes the worker's frames.
@@ -154,6 +152,39 @@ impl XskPort {
         }
     }
 
+    /// Wakes the kernel until it has taken what the tx ring holds, or goes no further.
+    fn wake_sender(&mut self) {
+        let tries = if self.socket.sends.zero_copy { ZERO_COPY_KICKS } else { KICKS_MAX };
+        for _ in 0..tries {
+            // A driver that is down need not ask for it.
+            if !self.down && !self.socket.tx.needs_wakeup() {
+                break;
+            }
+            match rustix::net::send(&self.socket.fd, &[], SendFlags::DONTWAIT) {
+                Ok(_) => {}
+                // The interface refused one packet and the kernel went no further
+                // (net/xdp/xsk.c, __xsk_generic_xmit).
+                Err(Errno::BUSY) => self.refused += 1,
+                // The send buffer is full, or memory is short: try again in the next pass.
+                Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR) => break,
+                Err(Errno::NETDOWN) => {
+                    self.down = true;
+                    break;
+                }
+                // The interface is gone; control takes the port away.
+                Err(_) => {
+                    (self.uncommitted, self.down) = (false, false);
+                    return;
+                }
+            }
+            if self.socket.tx.pending() == 0 {
+                break;
+            }
+        }
+        self.uncommitted = self.socket.tx.pending() > 0;
+        self.down &= self.uncommitted;
+    }
+
     /// Writes the request to complete a checksum before the packet's bytes.
     fn write_metadata(&self, pool: &mut FramePool, packet: &mut Packet, partial: Partial) {
         let metadata = pool.before_head(packet, TX_METADATA_BYTES as usize);
@@ -192,6 +223,11 @@ impl PacketIo for XskPort {
         packet: Packet,
         partial: Option<Partial>,
     ) -> Result<(), Packet> {
+        if self.down {
+            pool.release(packet);
+            self.refused += 1;
+            return Ok(());
+        }
         let segments = packet.frames().min(self.socket.sends.segments_max);
         if !self.socket.tx.fits(segments as u32) {
             return Err(packet);
@@ -222,6 +258,10 @@ impl PacketIo for XskPort {
             let _known = pool.complete(self.slot, address);
         }
         self.socket.completion.release();
+        if self.down {
+            // No kick comes for what waits for the interface: a worker need not hurry for it.
+            self.wake_sender();
+        }
     }
 
     fn refill(&mut self, pool: &mut FramePool, share: u32) {
@@ -238,38 +278,12 @@ impl PacketIo for XskPort {
     }
 
     fn kick(&mut self) -> Kicked {
-        let refused = std::mem::take(&mut self.refused);
-        let mut kicked = Kicked { refused, pending: false };
-        if !self.uncommitted {
-            return kicked;
+        if self.uncommitted {
+            self.socket.tx.commit();
+            self.wake_sender();
         }
-        self.socket.tx.commit();
-        let tries = if self.socket.sends.zero_copy { ZERO_COPY_KICKS } else { KICKS_MAX };
-        for _ in 0..tries {
-            if !self.socket.tx.needs_wakeup() {
-                break;
-            }
-            match rustix::net::send(&self.socket.fd, &[], SendFlags::DONTWAIT) {
-                Ok(_) => {}
-                // The interface refused one packet and the kernel went no further
-                // (net/xdp/xsk.c, __xsk_generic_xmit).
-                Err(Errno::BUSY) => kicked.refused += 1,
-                // The send buffer is full, or memory is short: try again in the next pass. Or the
-                // interface is down: what is in the ring is sent when it is up again.
-                Err(Errno::AGAIN | Errno::NOBUFS | Errno::INTR | Errno::NETDOWN) => break,
-                // The interface is gone; control takes the port away.
-                Err(_) => {
-                    self.uncommitted = false;
-                    return kicked;
-                }
-            }
-            if self.socket.tx.pending() == 0 {
-                break;
-            }
-        }
-        kicked.pending = self.socket.tx.pending() > 0;
-        self.uncommitted = kicked.pending;
-        kicked
+        let pending = self.uncommitted && !self.down;
+        Kicked { refused: std::mem::take(&mut self.refused), pending }
     }
 
     fn abandon(&mut self, pool: &mut FramePool) {

@@ -29,9 +29,11 @@ mod uplink;
 pub use bpf_dir::check_bpf_dir;
 pub use error::ProgramError;
 pub use link::{AttachMode, Attached, pinned_program};
-pub use maps::{Fallback, PORTS_MAX, PortEntry, PortKind, SOURCES_MAX, WORKERS_MAX};
+pub use maps::{
+    FALLBACK_OUTCOMES, Fallback, PORTS_MAX, PortEntry, PortKind, SOURCES_MAX, WORKERS_MAX,
+};
 pub use steering::{DIRECT_PREFIXES_MAX, POD_PREFIXES_MAX, Steering};
-pub use uplink::{UPLINKS_MAX, UplinkEntry, UplinkProgram, pinned_uplink_program};
+pub use uplink::{UPLINKS_MAX, UplinkEntry, pinned_uplink_program};
 
 use maps::Maps;
 use uplink::UplinkMaps;

@@ -59,27 +59,18 @@ pub struct SocketFeatures {
     pub tx_budget: bool,
 }
 
-/// Why a socket could not be made.
+/// Why a socket could not be made: the step that failed.
 #[derive(Debug, Error)]
-pub enum SocketError {
-    /// A step failed.
-    #[error("{step} for {device} queue {queue}: {source}{}", mend(source))]
-    Step {
-        /// What was done.
-        step: &'static str,
-        /// Name of the interface.
-        device: String,
-        /// Queue of it.
-        queue: u32,
-        /// The kernel's answer.
-        source: io::Error,
-    },
-    /// The pool has too few frames to start receiving.
-    #[error("no frames left for {device}: raise [workers] frames")]
-    NoFrames {
-        /// Name of the interface.
-        device: String,
-    },
+#[error("{step} for {device} queue {queue}: {source}{}", mend(.source))]
+pub struct SocketError {
+    /// What was done.
+    pub step: &'static str,
+    /// Name of the interface.
+    pub device: String,
+    /// Queue of it.
+    pub queue: u32,
+    /// The kernel's answer.
+    pub source: io::Error,
 }
 
 fn mend(error: &io::Error) -> &'static str {
@@ -118,7 +109,7 @@ impl Queue<'_> {
         step: &'static str,
         result: Result<T, E>,
     ) -> Result<T, SocketError> {
-        result.map_err(|source| SocketError::Step {
+        result.map_err(|source| SocketError {
             step,
             device: self.device.to_owned(),
             queue: self.queue,

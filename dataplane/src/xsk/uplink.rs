@@ -143,7 +143,7 @@ impl Socket {
                 Ok(socket) => {
                     return answer(bind.queue, socket, way, because(denied, ruled_out));
                 }
-                Err(SocketError::Step { source, .. }) if way.zero_copy => {
+                Err(SocketError { source, .. }) if way.zero_copy => {
                     denied = Some(source.to_string());
                 }
                 Err(_) => {}

@@ -4,7 +4,8 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
+use std::sync::RwLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
@@ -12,9 +13,28 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const BPFFS: &str = "/sys/fs/bpf";
 
+/// Read while a program is being started: until it runs, the new process has copies of the
+/// descriptors of all tests, and what one of them closes stays open.
+static STARTING: RwLock<()> = RwLock::new(());
+
+/// Runs a program to its end.
+pub fn output(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let starting = STARTING.read().expect("nobody panics with it");
+    let child = command.spawn().expect("the program starts");
+    drop(starting);
+    child.wait_with_output().expect("the program ends")
+}
+
+/// Closes descriptors, so that the kernel has let go of what is behind them on return.
+pub fn close<T>(descriptors: T) {
+    let _nobody_starts = STARTING.write().expect("nobody panics with it");
+    drop(descriptors);
+}
+
 /// Runs a command that has to succeed and answers its output.
 pub fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().expect("the program runs");
+    let output = output(Command::new(program).args(arguments));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {stderr}");
     String::from_utf8(output.stdout).expect("output is text")
@@ -53,23 +73,29 @@ impl Drop for BpfDir {
     }
 }
 
-/// A network namespace.
+/// A network namespace, in which an interface is silent until a test sends something.
 pub struct Netns(String);
 
 impl Netns {
+    /// With `lo` only. What is made in it has no IPv6: an interface that has it sends multicast
+    /// listener reports, and solicits neighbours and routers, for seconds after it came up
+    /// (RFC 3810 §6.1, RFC 4862 §5.4, RFC 4861 §6.3.7), and who counts bytes would count these.
     pub fn new() -> Netns {
         let name = unique();
         run("ip", &["netns", "add", &name]);
         let netns = Netns(name);
         netns.ip("link set lo up");
+        netns.set_ipv6("default", false);
         netns
     }
 
-    /// Two namespaces with a veth between them: `eth0` of the first, `host` of the second, both up.
+    /// Two namespaces with a veth between them: `eth0` of the first, `host` of the second, both up
+    /// and with IPv6.
     pub fn pod_and_host() -> (Netns, Netns) {
         let (pod, host) = (Netns::new(), Netns::new());
         pod.ip(&format!("link add eth0 type veth peer name host netns {}", host.0));
         for (netns, device, last) in [(&pod, "eth0", 2), (&host, "host", 1)] {
+            netns.set_ipv6(device, true);
             netns.ip(&format!("addr add 10.9.0.{last}/24 dev {device}"));
             netns.ip(&format!("addr add fd09::{last}/64 dev {device} nodad"));
             netns.ip(&format!("link set {device} up"));
@@ -81,7 +107,8 @@ impl Netns {
         &self.0
     }
 
-    /// The same, with so many queues and this MTU at both ends.
+    /// Two namespaces with a veth of so many queues and this MTU between them: `eth0` of the first,
+    /// `nic` of the second, both up.
     pub fn peer_and_node(queues: u32, mtu: u32) -> (Netns, Netns) {
         let (peer, node) = (Netns::new(), Netns::new());
         let end = format!("mtu {mtu} numrxqueues {queues} numtxqueues {queues}");
@@ -94,6 +121,13 @@ impl Netns {
         (peer, node)
     }
 
+    /// Whether a device has IPv6; `default`: those that are made from now on.
+    fn set_ipv6(&self, device: &str, on: bool) {
+        let path = format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6");
+        let disabled = if on { "0" } else { "1" };
+        self.enter(|| fs::write(path, disabled)).expect("the kernel has IPv6");
+    }
+
     /// Runs `ip` inside, with the arguments of one line.
     pub fn ip(&self, line: &str) -> String {
         let arguments: Vec<&str> = ["-n", &self.0].into_iter().chain(line.split(' ')).collect();
@@ -103,8 +137,7 @@ impl Netns {
     /// Whether a program succeeds inside.
     pub fn succeeds(&self, line: &str) -> bool {
         let enter = ["netns", "exec", &self.0].into_iter();
-        let status = Command::new("ip").args(enter.chain(line.split(' '))).output();
-        status.expect("ip runs").status.success()
+        output(Command::new("ip").args(enter.chain(line.split(' ')))).status.success()
     }
 
     pub fn ifindex(&self, device: &str) -> u32 {
@@ -119,6 +152,17 @@ impl Netns {
         let bytes = mac.expect("a veth has a MAC").split(':');
         let bytes: Vec<u8> = bytes.map(|byte| u8::from_str_radix(byte, 16).expect("hex")).collect();
         bytes.try_into().expect("a MAC has six bytes")
+    }
+
+    /// Bytes that a device has received, and that it has sent, since it was made.
+    pub fn bytes(&self, device: &str) -> [u64; 2] {
+        let line = self.ip(&format!("-s -o link show dev {device}"));
+        ["RX:", "TX:"].map(|way| {
+            // Behind a line of headings; `-o` writes a backslash where a line ends.
+            let numbers = line.split(way).nth(1).and_then(|rest| rest.split('\\').nth(1));
+            let bytes = numbers.and_then(|numbers| numbers.split_whitespace().next());
+            bytes.and_then(|bytes| bytes.parse().ok()).expect("ip shows bytes")
+        })
     }
 
     /// Runs `body` on a thread inside.
@@ -137,6 +181,6 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+        output(Command::new("ip").args(["netns", "del", &self.0]));
     }
 }

@@ -9,7 +9,7 @@ use dataplane::xsk::program::{Programs, Steering, UplinkEntry};
 
 use crate::copy::{Copy, PASS, REDIRECT, counted, xsk};
 use crate::frames::{ICMPV6, UDP, fragment};
-use crate::machine::{BpfDir, Netns};
+use crate::machine::{BpfDir, Netns, close};
 
 const MAC: [u8; 6] = [0x52, 1, 2, 3, 4, 5];
 const ENTRY: UplinkEntry = UplinkEntry { first_slot: 10, queues: 4, workers: 2, mac: MAC };
@@ -281,7 +281,9 @@ fn a_packet_whose_worker_or_socket_is_gone_passes() {
     assert_eq!(all(), [passed; 5]);
     bench.passes("not a worker's anyway", &udp(FOREIGN, POD), "not_direct");
 
-    bench.programs.set_sentinels(0, xsk().as_fd(), xsk().as_fd()).expect("set");
+    let sentinels = [xsk(), xsk()];
+    bench.programs.set_sentinels(0, sentinels[0].as_fd(), sentinels[1].as_fd()).expect("set");
+    close(sentinels);
     assert_eq!(all(), [passed; 5], "they are closed again");
 }
 

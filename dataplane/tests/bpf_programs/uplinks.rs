@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use dataplane::xsk::program::{
-    AttachMode, Attached, ProgramError, Programs, UplinkProgram, pinned_uplink_program,
+    AttachMode, Attached, ProgramError, Programs, pinned_uplink_program,
 };
 use libbpf_rs::{Link, Xdp, XdpFlags};
 
@@ -33,8 +33,8 @@ impl Bench {
         self.netns.enter(|| self.programs.attach_uplink(self.ifindex, "nic", wanted))
     }
 
-    fn running(&self) -> UplinkProgram {
-        self.netns.enter(|| self.programs.uplink_program_of(self.ifindex))
+    fn running(&self) -> Option<AttachMode> {
+        self.netns.enter(|| self.programs.uplink_mode_of(self.ifindex))
     }
 
     /// What `ip` says of the device: xdp is native mode, xdpgeneric the other.
@@ -57,13 +57,13 @@ fn link_at(dir: &Path) -> u32 {
 #[ignore = "needs root"]
 fn the_wanted_mode_is_taken_and_a_link_of_another_replaced() {
     let bench = Bench::new();
-    assert_eq!(bench.running(), UplinkProgram::Missing);
+    assert_eq!(bench.running(), None);
     for (wanted, attached, shown) in
         [(AttachMode::Native, NATIVE, "xdp"), (AttachMode::Generic, GENERIC, "xdpgeneric")]
     {
         assert_eq!(bench.attach(wanted).expect("attaches"), attached);
         assert_eq!(bench.shown(), Some(shown));
-        assert_eq!(bench.running(), UplinkProgram::Ours(wanted));
+        assert_eq!(bench.running(), Some(wanted));
         let link = bench.link();
         assert_eq!(bench.attach(wanted).expect("attaches again"), attached);
         assert_eq!(bench.link(), link, "nothing to replace");
@@ -72,7 +72,7 @@ fn the_wanted_mode_is_taken_and_a_link_of_another_replaced() {
     assert!(bench.programs.links().expect("read").is_empty(), "no pod's link");
     bench.programs.detach_uplink("nic").expect("detaches");
     bench.programs.detach_uplink("nic").expect("no error when absent");
-    assert_eq!((bench.shown(), bench.running()), (None, UplinkProgram::Missing));
+    assert_eq!((bench.shown(), bench.running()), (None, None));
 }
 
 #[test]
@@ -87,8 +87,8 @@ fn where_the_driver_refuses_native_mode_the_answer_says_why() {
         assert_eq!(attached.mode, AttachMode::Generic);
         let reason = attached.refused.expect("there is a reason");
         assert_eq!(reason, "Operation not supported (os error 95)");
-        let running = netns.enter(|| programs.uplink_program_of(ifindex));
-        assert_eq!(running, UplinkProgram::Ours(AttachMode::Generic));
+        let running = netns.enter(|| programs.uplink_mode_of(ifindex));
+        assert_eq!(running, Some(AttachMode::Generic));
     }
     assert_eq!(attach(AttachMode::Generic).expect("attaches"), GENERIC);
 }
@@ -99,7 +99,6 @@ fn the_next_daemon_takes_over_the_link_and_steering() {
     let bench = Bench::new();
     bench.attach(AttachMode::Native).expect("attaches");
     let link = bench.link();
-    let first = bench.running();
     let Bench { programs, netns, ifindex, dir } = bench;
     let id = pinned_uplink_program(dir.path(), "nic").expect("pinned");
     assert_eq!(pinned_uplink_program(dir.path(), "eth0"), None);
@@ -108,10 +107,10 @@ fn the_next_daemon_takes_over_the_link_and_steering() {
 
     let programs = Programs::load(dir.path()).expect("loads over the pins");
     let second = Bench { programs, netns, ifindex, dir };
-    assert_eq!(second.running(), UplinkProgram::Foreign(id), "the earlier daemon's program");
+    assert_eq!(second.running(), None, "the earlier daemon's program");
     assert_eq!(second.attach(AttachMode::Native).expect("adopts"), NATIVE);
     assert_eq!(second.link(), link, "never detached");
-    assert_eq!(second.running(), first);
+    assert_eq!(second.running(), Some(AttachMode::Native));
     assert_ne!(pinned_uplink_program(second.dir.path(), "nic"), Some(id), "the new one is in");
 }
 
@@ -127,7 +126,7 @@ fn an_occupied_device_is_refused_in_every_mode() {
         let (fd, bits) = (program.as_fd(), mode.bits());
         let flags = || XdpFlags::from_bits_truncate(bits);
         bench.netns.enter(|| Xdp::new(fd).attach(device, flags())).expect("it attaches");
-        assert_eq!(bench.running(), UplinkProgram::Foreign(id));
+        assert_eq!(bench.running(), None);
         for wanted in [AttachMode::Native, AttachMode::Generic] {
             match bench.attach(wanted) {
                 Err(ProgramError::Occupied { program_id, .. }) => assert_eq!(program_id, id),
@@ -149,13 +148,13 @@ fn a_program_that_somebody_detached_is_missed_and_comes_back() {
     // As `bpftool link detach` does: the pin stays.
     let link = Link::open(bench.dir.path().join("uplink-links/nic")).expect("the link is pinned");
     link.detach().expect("detaches");
-    assert_eq!(bench.running(), UplinkProgram::Missing);
+    assert_eq!(bench.running(), None);
     assert_eq!(bench.attach(AttachMode::Native).expect("attaches"), NATIVE);
-    assert_eq!(bench.running(), UplinkProgram::Ours(AttachMode::Native));
+    assert_eq!(bench.running(), Some(AttachMode::Native));
     drop(link);
     // Or the pin goes, and the link with it.
     std::fs::remove_file(bench.dir.path().join("uplink-links/nic")).expect("removed");
-    let gone = || bench.running() == UplinkProgram::Missing;
+    let gone = || bench.running().is_none();
     let end = std::time::Instant::now() + std::time::Duration::from_secs(5);
     while !gone() && std::time::Instant::now() < end {
         std::thread::yield_now();
@@ -170,7 +169,7 @@ fn a_device_that_was_made_anew_gets_the_program_again() {
     let bench = Bench::new();
     bench.attach(AttachMode::Generic).expect("attaches");
     bench.netns.ip("link del nic");
-    assert_eq!(bench.running(), UplinkProgram::Missing);
+    assert_eq!(bench.running(), None);
     let gone = bench.attach(AttachMode::Native).expect_err("there is no such device");
     assert!(matches!(gone, ProgramError::Attach { .. }), "{gone}");
     bench.netns.ip("link add nic.5 type veth peer name eth0");

@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use dataplane::port::PortId;
-use dataplane::xsk::program::{AttachMode, Steering, UplinkEntry, UplinkProgram};
+use dataplane::xsk::program::{AttachMode, Steering, UplinkEntry};
 use dataplane::xsk::socket::Queue;
 use ipnet::IpNet;
 
@@ -118,7 +118,7 @@ impl Engine {
         let slot = &self.uplinks.all[number];
         let Some(Raised { nic, mode, .. }) = &slot.raised else { return };
         let (ifindex, mode) = (nic.ifindex, *mode);
-        if self.programs.uplink_program_of(ifindex) == UplinkProgram::Ours(mode) {
+        if self.programs.uplink_mode_of(ifindex) == Some(mode) {
             return;
         }
         let name = slot.name.clone();

@@ -19,19 +19,20 @@ pub const SOURCES_MAX: u32 = 16384;
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 
-/// What `port` counts when no worker takes a packet, in the order of its enum outcome.
-const OUTCOMES: [&str; 11] = [
-    "passed",
-    "dropped",
-    "unknown_port",
-    "too_short",
-    "ether_type",
-    "source_mac",
-    "source_ipv4",
-    "source_ipv6",
-    "arp",
-    "neighbour_discovery",
-    "extension_headers",
+/// What becomes of packets that no worker takes: name of the outcome, and why it is refused, in a
+/// clause; `None` for those that the kernel gets. In the order of enum outcome of `bpf/port.bpf.c`.
+pub const FALLBACK_OUTCOMES: [(&str, Option<&str>); 11] = [
+    ("passed", None),
+    ("dropped", Some("the pod's fallback is drop")),
+    ("unknown_port", None),
+    ("too_short", Some("it ends before the headers it announces")),
+    ("ether_type", Some("it is neither IPv4, IPv6 nor ARP")),
+    ("source_mac", Some("its source MAC is not the pod's")),
+    ("source_ipv4", Some("its source is no IPv4 address of the pod")),
+    ("source_ipv6", Some("its source is no IPv6 address of the pod")),
+    ("arp", Some("it is no ARP in the pod's own name")),
+    ("neighbour_discovery", Some("a pod may not send this neighbour discovery")),
+    ("extension_headers", Some("it has more than 8 IPv6 extension headers")),
 ];
 
 /// What `port` knows of a port: who its worker is, and what to do without one.
@@ -174,16 +175,9 @@ impl Programs {
         update(&self.maps.sources, &source_key(ifindex, address), &[1])
     }
 
-    /// Takes [`Programs::allow_source`] back. Nothing to take back is no error.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn forbid_source(&self, ifindex: u32, address: IpAddr) -> Result<(), ProgramError> {
-        delete(&self.maps.sources, &source_key(ifindex, address))
-    }
-
-    /// Forbids every address of the device `ifindex`. Goes through the whole map, one system call
-    /// for each address of each pod: where the addresses are known, forbid them one by one.
+    /// Takes [`Programs::allow_source`] back, for every address of the device `ifindex`. Nothing to
+    /// take back is no error. Goes through the whole map, one system call for each address of each
+    /// pod, so that nothing stays behind that an earlier daemon allowed.
     ///
     /// # Errors
     /// The kernel refuses.
@@ -238,25 +232,26 @@ impl Programs {
         delete(&self.maps.sentinels, &second.to_ne_bytes()).and(cleared)
     }
 
-    /// How many packets no worker took, by what became of them, since the maps were made.
+    /// How many packets no worker took, by what became of them ([`FALLBACK_OUTCOMES`]), since the
+    /// maps were made.
     ///
     /// # Errors
     /// The kernel refuses.
     pub fn fallback_counts(&self) -> Result<Vec<(&'static str, u64)>, ProgramError> {
-        counts(&self.maps.fallback_counts, &OUTCOMES)
+        counts(&self.maps.fallback_counts, FALLBACK_OUTCOMES.map(|(name, _)| name))
     }
 }
 
 /// What a per-CPU array counts, under the names of its indexes.
 pub(super) fn counts(
     map: &MapHandle,
-    names: &[&'static str],
+    names: impl IntoIterator<Item = &'static str>,
 ) -> Result<Vec<(&'static str, u64)>, ProgramError> {
-    let count = |(index, name): (u32, &&'static str)| {
+    let count = |(index, name): (u32, &'static str)| {
         let found = map.lookup_percpu(&index.to_ne_bytes(), MapFlags::ANY);
         let cores = found.map_err(|source| map_error(map, "read", source))?;
         let sum = cores.unwrap_or_default().iter().map(|core| count_of_core(core)).sum();
-        Ok((*name, sum))
+        Ok((name, sum))
     };
     (0..).zip(names).map(count).collect()
 }

@@ -67,17 +67,6 @@ impl UplinkEntry {
     }
 }
 
-/// Whose XDP program an uplink runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UplinkProgram {
-    /// The one these [`Programs`] have attached.
-    Ours(AttachMode),
-    /// None: somebody has detached it, or the interface is gone.
-    Missing,
-    /// Somebody else's, or an earlier daemon's, with this id.
-    Foreign(u32),
-}
-
 /// Handles of the maps that only `uplink` reads.
 #[derive(Debug)]
 pub(super) struct UplinkMaps {
@@ -139,18 +128,14 @@ impl Programs {
         Ok(pins.into_iter().map(|name| name.replace(':', ".")).collect())
     }
 
-    /// Whose program the device `ifindex` of the calling thread's network namespace runs: one
-    /// netlink request, to be asked every now and then, since others may detach ours.
+    /// Where the device `ifindex` of the calling thread's network namespace runs the program that
+    /// these [`Programs`] have attached; `None`: it runs none, somebody else's, or an earlier
+    /// daemon's. One netlink request, to be asked every now and then, since others may detach ours.
     #[must_use]
-    pub fn uplink_program_of(&self, ifindex: u32) -> UplinkProgram {
+    pub fn uplink_mode_of(&self, ifindex: u32) -> Option<AttachMode> {
         let program = self.uplink_program();
         let running = link::running_programs(program.as_fd(), ifindex.try_into().unwrap_or(0));
-        let own = Program::id_from_fd(program.as_fd()).unwrap_or(0);
-        match (running.mode_of(own), running.any()) {
-            (Some(mode), _) => UplinkProgram::Ours(mode),
-            (None, 0) => UplinkProgram::Missing,
-            (None, id) => UplinkProgram::Foreign(id),
-        }
+        running.mode_of(Program::id_from_fd(program.as_fd()).unwrap_or(0))
     }
 
     /// Sets the entry of the device `ifindex`, or replaces it at once.
@@ -196,7 +181,7 @@ impl Programs {
     /// # Errors
     /// The kernel refuses.
     pub fn uplink_counts(&self) -> Result<Vec<(&'static str, u64)>, ProgramError> {
-        counts(&self.uplink_maps.uplink_counts, &OUTCOMES)
+        counts(&self.uplink_maps.uplink_counts, OUTCOMES)
     }
 
     fn uplink_program(&self) -> Program<'_> {
