@@ -11,9 +11,12 @@
 //! Each node has a route to the others' pods by their address on the switch, as a CNI without an
 //! overlay, FRR or an administrator would put it, and an outside of its own ([`Node`]).
 
+mod bgp;
 mod bird;
 mod cable;
+mod frr;
 mod kernel;
+mod networkd;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -27,8 +30,11 @@ use crate::netns::{Namespace, wait_until};
 use crate::pod::Pod;
 use crate::traffic::{protocol_counter, reaches};
 
+pub use bgp::{Speaker, Wanderer, start_speakers};
 pub use bird::Bird;
 pub use cable::{Cable, Offloads, mac_of, set_sysctl};
+pub use frr::Frr;
+pub use networkd::Networkd;
 
 /// The nodes' interface on the switch.
 pub const UPLINK: &str = "eth1";

@@ -1,6 +1,7 @@
 //! Three nodes on one switch: every pod reaches every pod, no address is translated on the way, the
 //! nodes' agents reach all pods, a Service leads to another node. The same questions are asked of
-//! plain Linux, and of Viaduct with one worker and with two.
+//! plain Linux, and of Viaduct with one worker and with two; a part of them where ports can do what
+//! they can on Linux 6.1.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
@@ -8,11 +9,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Cluster, ClusterSetup, DIRECT, Forwarder, kernel_forwarded, on_clusters};
+use e2e::daemon::PortMode;
 use e2e::pod::Pod;
-use e2e::traffic::{connect, listen, pump, reaches, transfer, udp_socket};
+use e2e::traffic::{Tap, connect, listen, pump, reaches, transfer, udp_socket};
 
 /// Enough for TCP to leave slow start, and for a thousand packets of 1500 bytes.
 const SOME_BYTES: u64 = 4_000_000;
+
+/// The same for streams that taps look at, each of which has room for so many frames only.
+const BYTES_UNDER_TAPS: u64 = 500_000;
 
 /// The Service's addresses, and its port.
 const SERVICE: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
@@ -49,28 +54,33 @@ fn arrives_untranslated(from: &UdpSocket, to: &UdpSocket) -> Result<()> {
     Ok(())
 }
 
+/// Every pod reaches every pod, and every node's pods are spread over all its workers.
+fn all_pairs_reach_each_other(cluster: &Cluster, pods: &[Vec<Pod>]) -> Result<()> {
+    let parties = pods.iter().flatten().map(Party::new).collect::<Result<Vec<_>>>()?;
+    let mut pairs = 0;
+    for from in &parties {
+        for to in parties.iter().filter(|to| to.pod.container_id != from.pod.container_id) {
+            for (from, to) in from.sockets.iter().zip(&to.sockets) {
+                arrives_untranslated(from, to)?;
+                pairs += 1;
+            }
+        }
+    }
+    ensure!(pairs == 6 * 5 * 2, "{pairs} pairs of addresses");
+    for pods in pods {
+        let homes = pods.iter().map(|pod| home(cluster, pod)).collect::<Result<Vec<_>>>()?;
+        let homes: BTreeSet<u64> = homes.into_iter().collect();
+        ensure!(homes.len() == workers(cluster), "pods of a node are homed on {homes:?}");
+    }
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs root"]
 fn every_pod_reaches_every_pod_on_every_node_and_is_seen_by_its_own_address() {
     on_clusters(three_nodes(Forwarder::all()), |cluster| {
         let pods = cluster.add_pods(2)?;
-        let parties = pods.iter().flatten().map(Party::new).collect::<Result<Vec<_>>>()?;
-        let mut pairs = 0;
-        for from in &parties {
-            for to in parties.iter().filter(|to| to.pod.container_id != from.pod.container_id) {
-                for (from, to) in from.sockets.iter().zip(&to.sockets) {
-                    arrives_untranslated(from, to)?;
-                    pairs += 1;
-                }
-            }
-        }
-        ensure!(pairs == 6 * 5 * 2, "{pairs} pairs of addresses");
-        for pods in &pods {
-            let homes = pods.iter().map(|pod| home(cluster, pod)).collect::<Result<Vec<_>>>()?;
-            let homes: BTreeSet<u64> = homes.into_iter().collect();
-            ensure!(homes.len() == workers(cluster), "pods of a node are homed on {homes:?}");
-        }
-        Ok(())
+        all_pairs_reach_each_other(cluster, &pods)
     });
 }
 
@@ -91,19 +101,54 @@ fn home(cluster: &Cluster, pod: &Pod) -> Result<u64> {
     row.context("a node has the pod")?["worker"].as_u64().context("a pod has a worker")
 }
 
+/// Streams from each node to the next one, of the given length: with two workers from the first
+/// worker to both, and from the second to both.
+fn streams_between_nodes(pods: &[Vec<Pod>], bytes: u64) -> Result<()> {
+    for (from, to) in [(0, 1), (1, 2), (2, 0)] {
+        for (a, b) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            for address in pods[to][b].addresses() {
+                let (a, b) = (&pods[from][a].namespace, &pods[to][b].namespace);
+                transfer(a, b, address, bytes)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs root"]
 fn streams_between_all_pairs_of_nodes_and_workers_carry_every_byte() {
     on_clusters(three_nodes(Forwarder::all()), |cluster| {
         let pods = cluster.add_pods(2)?;
-        for (from, to) in [(0, 1), (1, 2), (2, 0)] {
-            // With two workers: from the first to both, and from the second to both.
-            for (a, b) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                for address in pods[to][b].addresses() {
-                    let (a, b) = (&pods[from][a].namespace, &pods[to][b].namespace);
-                    transfer(a, b, address, SOME_BYTES)?;
-                }
-            }
+        streams_between_nodes(&pods, SOME_BYTES)
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn basic_ports_carry_the_same_between_nodes_and_nothing_is_longer_than_the_mtu() {
+    let basic = Forwarder::Viaduct { port_mode: PortMode::Basic, workers: 2 };
+    on_clusters(three_nodes(vec![basic]), |cluster| {
+        let pods = cluster.add_pods(2)?;
+        for node in cluster.nodes() {
+            let ports = node.list("ports")?;
+            let modes: BTreeSet<&str> =
+                ports.as_array().into_iter().flatten().filter_map(|p| p["mode"].as_str()).collect();
+            ensure!(modes == BTreeSet::from(["basic"]), "modes of ports: {modes:?}");
+        }
+        all_pairs_reach_each_other(cluster, &pods)?;
+        let mtu = cluster.setup().mtu as usize;
+        let taps = ["p0", "p1", "p2"].map(|p| Tap::start(cluster.switch(), p, mtu, "ip or ip6"));
+        let [a, b, c] = taps;
+        let taps = [a?, b?, c?];
+        streams_between_nodes(&pods, BYTES_UNDER_TAPS)?;
+        for tap in taps {
+            let seen = tap.stop()?;
+            seen.all_right()?;
+            ensure!(seen.longest == mtu, "as long as they may be: {seen:?}");
+            // What one node sends: of two families, between four pairs of pods.
+            let fewest = 2 * 4 * BYTES_UNDER_TAPS / cluster.setup().mtu as u64;
+            ensure!(seen.tcp_segments > fewest, "{fewest} segments at least: {seen:?}");
         }
         Ok(())
     });

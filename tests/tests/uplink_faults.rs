@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::cluster::{Cluster, ClusterSetup, Forwarder, UPLINK, on_clusters};
+use e2e::cluster::{Cluster, ClusterSetup, Forwarder, Networkd, UPLINK, on_clusters};
 use e2e::daemon::{Node, ip};
 use e2e::netns::{Namespace, wait_until};
 use e2e::pod::Pod;
@@ -75,6 +75,50 @@ fn stream(pods: &[Pod; 2]) -> Result<Stream> {
     Ok(stream)
 }
 
+/// Makes a fault while pods of two nodes talk, a stream among them. When `fault` returns it is
+/// over: workers carry again by themselves, and the stream has lived through it.
+fn outlived(fault: impl Fn(&mut Cluster, &[Pod; 2], &Stream) -> Result<()>) {
+    on_clusters(clusters(), |cluster| {
+        let pods = pods(cluster)?;
+        let stream = stream(&pods)?;
+        fault(cluster, &pods, &stream)?;
+        carried(cluster, &pods).context("after the fault")?;
+        stream.wait_for_progress(STREAM_MOVES_WITHIN)?;
+        stream.stop()?;
+        Ok(())
+    });
+}
+
+/// Nodes whose daemons have yet to be started: something is there before them.
+fn before_the_daemons(fault: impl Fn(&mut Cluster) -> Result<()>) {
+    for setup in clusters() {
+        let mut cluster = Cluster::make(setup).expect("a cluster");
+        let outcome = fault(&mut cluster);
+        let log = cluster.node(0).log();
+        outcome.unwrap_or_else(|error| panic!("{error:?}\n{log}"));
+    }
+}
+
+/// The daemons are started although something stands in the way of the first one's uplink: pods are
+/// carried by the kernel, and the status says why.
+fn started_on_the_kernels_path(cluster: &mut Cluster, why: &str) -> Result<[Pod; 2]> {
+    cluster.start_forwarding()?;
+    let pods = [cluster.add_pod(0, "pod-0")?, cluster.add_pod(1, "pod-1")?];
+    reach_each_other(&pods).context("by the kernel")?;
+    let row = row(cluster.node(0))?;
+    let note = row["note"].as_str().unwrap_or_default();
+    ensure!(row["queues"] == 0 && note.contains(why), "the status says so: {row}");
+    Ok(pods)
+}
+
+/// The first pod does not reach the other one.
+fn no_way(pods: &[Pod; 2]) -> Result<()> {
+    for address in pods[1].addresses() {
+        ensure!(reaches(&pods[0].namespace, address).is_err(), "there is a way to {address}");
+    }
+    Ok(())
+}
+
 /// The first node's row of the uplink in `viaduct status`.
 fn row(node: &Node) -> Result<Value> {
     let status = node.list("status")?;
@@ -102,80 +146,55 @@ fn configure_again(cluster: &Cluster) -> Result<()> {
 #[test]
 #[ignore = "needs root"]
 fn f14_an_uplink_goes_down_and_comes_up() {
-    on_clusters(clusters(), |cluster| {
-        let pods = pods(cluster)?;
-        let stream = stream(&pods)?;
+    outlived(|cluster, pods, _| {
         let node = cluster.node(0).namespace();
         ip(node, &format!("link set {UPLINK} down"))?;
-        for address in pods[1].addresses() {
-            let unreached = reaches(&pods[0].namespace, address);
-            ensure!(unreached.is_err(), "there is no way to {address}");
-        }
+        no_way(pods)?;
         ip(node, &format!("link set {UPLINK} up"))?;
-        configure_again(cluster)?;
-        carried(cluster, &pods)?;
-        stream.wait_for_progress(STREAM_MOVES_WITHIN)?;
-        stream.stop()?;
-        Ok(())
+        configure_again(cluster)
     });
 }
 
 #[test]
 #[ignore = "needs root"]
 fn f14_the_carrier_is_lost_and_found() {
-    on_clusters(clusters(), |cluster| {
-        let pods = pods(cluster)?;
-        let stream = stream(&pods)?;
+    outlived(|cluster, pods, _| {
         ip(cluster.switch(), "link set p0 down")?;
-        for address in pods[1].addresses() {
-            let unreached = reaches(&pods[0].namespace, address);
-            ensure!(unreached.is_err(), "nobody is at the other end of the cable");
-        }
+        no_way(pods)?;
         // Routes stay: the kernel marks them, and takes them up again.
-        ip(cluster.switch(), "link set p0 up")?;
-        carried(cluster, &pods)?;
-        stream.wait_for_progress(STREAM_MOVES_WITHIN)?;
-        stream.stop()?;
-        Ok(())
+        ip(cluster.switch(), "link set p0 up")
     });
 }
 
 #[test]
 #[ignore = "needs root"]
 fn f14_the_interface_is_removed_and_another_one_takes_its_name() {
-    on_clusters(clusters(), |cluster| {
-        let pods = pods(cluster)?;
-        let stream = stream(&pods)?;
-        let links = cluster.node(0).namespace().ip_json(&["link", "show", "dev", UPLINK])?;
+    outlived(|cluster, _, _| {
+        let node = cluster.node(0);
+        let links = node.namespace().ip_json(&["link", "show", "dev", UPLINK])?;
         let mac = links[0]["address"].as_str().context("an Ethernet address")?.to_owned();
-        ip(cluster.node(0).namespace(), &format!("link del {UPLINK}"))?;
+        ip(node.namespace(), &format!("link del {UPLINK}"))?;
         wait_until("the daemon has noticed", RECOVERED_WITHIN, || {
-            let row = row(cluster.node(0))?;
+            let row = row(node)?;
             Ok(row["queues"] == 0 && row["note"].is_string())
         })?;
+        node.forget_log(); // That it is gone is an error to be told.
         // As when a driver is loaded again: the NIC is the same. Another one would be found by the
         // other node's kernel when its neighbor entry has aged.
         cluster.plug_in(0)?;
-        ip(cluster.node(0).namespace(), &format!("link set {UPLINK} address {mac}"))?;
-        cluster.add_routes(0, 1)?;
-        carried(cluster, &pods)?;
-        stream.wait_for_progress(STREAM_MOVES_WITHIN)?;
-        stream.stop()?;
-        cluster.node(0).forget_log(); // That it was gone is an error to be told.
-        Ok(())
+        ip(node.namespace(), &format!("link set {UPLINK} address {mac}"))?;
+        cluster.add_routes(0, 1)
     });
 }
 
 #[test]
 #[ignore = "needs root"]
 fn f14_the_interface_gets_another_mac() {
-    on_clusters(clusters(), |cluster| {
-        let pods = pods(cluster)?;
+    outlived(|cluster, _, _| {
         let node = cluster.node(0).namespace();
         ip(node, &format!("link set {UPLINK} address 0a:00:00:00:00:77"))?;
         // The kernel does not say so to the others: their entries become stale, and are asked for.
-        ip(cluster.node(1).namespace(), &format!("neigh flush dev {UPLINK}"))?;
-        carried(cluster, &pods)
+        ip(cluster.node(1).namespace(), &format!("neigh flush dev {UPLINK}"))
     });
 }
 
@@ -217,41 +236,34 @@ fn f17_packets_are_no_longer_than_what_the_uplinks_mtu_is_now() {
 #[test]
 #[ignore = "needs root"]
 fn f15_the_number_of_queues_changes() {
-    on_clusters(clusters(), |cluster| {
-        let pods = pods(cluster)?;
-        let node = cluster.node(0).namespace();
-        let queues = |count: u32| -> Result<()> {
-            wait_until("every queue has a worker", RECOVERED_WITHIN, || {
-                Ok(row(cluster.node(0))?["queues"] == count)
-            })
-        };
-        queues(4)?;
+    outlived(|cluster, pods, _| {
+        every_queue_has_a_worker(cluster, 4)?;
         // Kernels refuse to take queues away that have a socket: then nothing has changed.
         run(cluster.switch(), "ethtool -L p0 tx 2 rx 2")?;
-        let fewer = run(node, &format!("ethtool -L {UPLINK} rx 2 tx 2"));
-        let count = if fewer.is_ok() { 2 } else { 4 };
-        queues(count).with_context(|| format!("after {fewer:?}"))?;
-        carried(cluster, &pods)?;
+        let fewer = format!("ethtool -L {UPLINK} rx 2 tx 2");
+        let taken = run(cluster.node(0).namespace(), &fewer);
+        let count = if taken.is_ok() { 2 } else { 4 };
+        every_queue_has_a_worker(cluster, count).with_context(|| format!("after {taken:?}"))?;
+        carried(cluster, pods)?;
         // With nobody there to use them they can be taken away, and come back later.
         cluster.node_mut(0).stop_daemon(Signal::KILL)?;
-        let node = cluster.node(0).namespace();
         wait_until("the sockets are gone", RECOVERED_WITHIN, || {
-            Ok(run(node, &format!("ethtool -L {UPLINK} rx 2 tx 2")).is_ok())
+            Ok(run(cluster.node(0).namespace(), &fewer).is_ok())
         })?;
         cluster.node_mut(0).start_daemon()?;
-        let node = cluster.node(0).namespace();
-        let queues = |count: u32| -> Result<()> {
-            wait_until("every queue has a worker", RECOVERED_WITHIN, || {
-                Ok(row(cluster.node(0))?["queues"] == count)
-            })
-        };
-        queues(2)?;
-        carried(cluster, &pods)?;
-        run(node, &format!("ethtool -L {UPLINK} rx 4 tx 4"))?;
+        every_queue_has_a_worker(cluster, 2)?;
+        carried(cluster, pods)?;
+        run(cluster.node(0).namespace(), &format!("ethtool -L {UPLINK} rx 4 tx 4"))?;
         run(cluster.switch(), "ethtool -L p0 tx 4 rx 4")?;
-        queues(4)?;
-        carried(cluster, &pods)
+        every_queue_has_a_worker(cluster, 4)
     });
+}
+
+/// Waits until the first node's uplink has so many queues in use.
+fn every_queue_has_a_worker(cluster: &Cluster, count: u32) -> Result<()> {
+    wait_until("every queue has a worker", RECOVERED_WITHIN, || {
+        Ok(row(cluster.node(0))?["queues"] == count)
+    })
 }
 
 /// Numbers of the links that hold the program at the uplink. Each daemon has loaded its own, and
@@ -273,61 +285,44 @@ fn xdp_program(node: &Node) -> Result<Option<u64>> {
 #[test]
 #[ignore = "needs root"]
 fn f25_the_program_is_detached_by_somebody_else() {
-    on_clusters(clusters(), |cluster| {
-        let pods = pods(cluster)?;
-        let stream = stream(&pods)?;
+    outlived(|cluster, pods, _| {
         let node = cluster.node(0);
         let before = xdp_program(node)?.context("there is a program")?;
         // What holds a link is not taken away like that, and nothing may have changed if it is not.
         if run(node.namespace(), &format!("ip link set dev {UPLINK} xdp off")).is_err() {
             ensure!(xdp_program(node)? == Some(before), "refused, but the program is another");
         }
-        carried(cluster, &pods).context("after ip link set xdp off")?;
+        carried(cluster, pods).context("after ip link set xdp off")?;
         let links = xdp_links(node)?;
         let [link] = links[..] else { bail!("one link holds the program: {links:?}") };
         run(node.namespace(), &format!("bpftool link detach id {link}"))?;
         wait_until("another link holds the program", RECOVERED_WITHIN, || {
             Ok(xdp_program(node)?.is_some() && xdp_links(node)? != [link])
-        })?;
-        carried(cluster, &pods).context("after bpftool link detach")?;
-        stream.wait_for_progress(STREAM_MOVES_WITHIN)?;
-        stream.stop()?;
-        Ok(())
+        })
     });
 }
 
 #[test]
 #[ignore = "needs root"]
 fn f16_the_place_of_the_program_is_taken_before_the_daemon_comes() {
-    for setup in clusters() {
-        let mut cluster = Cluster::make(setup).expect("a cluster");
-        let outcome = taken_place(&mut cluster);
-        let log = cluster.node(0).log();
-        outcome.unwrap_or_else(|error| panic!("{error:?}\n{log}"));
-    }
-}
-
-fn taken_place(cluster: &mut Cluster) -> Result<()> {
-    // Any program: this one finds nothing in its maps, and passes everything.
-    let object = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dataplane/src/bpf/port.bpf.o");
-    let words = format!("link set dev {UPLINK} xdpgeneric obj {} sec xdp.frags", object.display());
-    if let Err(error) = ip(cluster.node(0).namespace(), &words) {
-        eprintln!("skipped: this ip cannot attach XDP programs: {error:#}");
-        return Ok(());
-    }
-    let theirs = xdp_program(cluster.node(0))?.context("there is a program")?;
-    cluster.start_forwarding()?;
-    let pods = [cluster.add_pod(0, "pod-0")?, cluster.add_pod(1, "pod-1")?];
-    reach_each_other(&pods).context("by the kernel")?;
-    for address in pods[1].addresses() {
-        transfer(&pods[0].namespace, &pods[1].namespace, address, 1_000_000)?;
-    }
-    ensure!(xdp_program(cluster.node(0))? == Some(theirs), "theirs stays where it is");
-    let row = row(cluster.node(0))?;
-    let note = row["note"].as_str().unwrap_or_default();
-    ensure!(row["queues"] == 0 && note.contains("XDP program"), "the status says so: {row}");
-    ip(cluster.node(0).namespace(), &format!("link set dev {UPLINK} xdpgeneric off"))?;
-    carried(cluster, &pods).context("when theirs is gone")
+    before_the_daemons(|cluster| {
+        // Any program: this one finds nothing in its maps, and passes everything.
+        let object = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dataplane/src/bpf/port.bpf.o");
+        let place = format!("link set dev {UPLINK} xdpgeneric");
+        let words = format!("{place} obj {} sec xdp.frags", object.display());
+        if let Err(error) = ip(cluster.node(0).namespace(), &words) {
+            eprintln!("skipped: this ip cannot attach XDP programs: {error:#}");
+            return Ok(());
+        }
+        let theirs = xdp_program(cluster.node(0))?.context("there is a program")?;
+        let pods = started_on_the_kernels_path(cluster, "XDP program")?;
+        for address in pods[1].addresses() {
+            transfer(&pods[0].namespace, &pods[1].namespace, address, 1_000_000)?;
+        }
+        ensure!(xdp_program(cluster.node(0))? == Some(theirs), "theirs stays where it is");
+        ip(cluster.node(0).namespace(), &format!("{place} off"))?;
+        carried(cluster, &pods).context("when theirs is gone")
+    });
 }
 
 /// Binds an AF_XDP socket to a queue, and keeps it until its input ends.
@@ -367,38 +362,24 @@ fn hold_queue(node: &Node, queue: u32) -> Result<Child> {
 #[test]
 #[ignore = "needs root"]
 fn f16_a_queue_belongs_to_somebody_else() {
-    for setup in clusters() {
-        let mut cluster = Cluster::make(setup).expect("a cluster");
-        let outcome = taken_queue(&mut cluster);
-        let log = cluster.node(0).log();
-        outcome.unwrap_or_else(|error| panic!("{error:?}\n{log}"));
-    }
-}
-
-fn taken_queue(cluster: &mut Cluster) -> Result<()> {
-    let mut holder = hold_queue(cluster.node(0), 1)?;
-    cluster.start_forwarding()?;
-    let pods = [cluster.add_pod(0, "pod-0")?, cluster.add_pod(1, "pod-1")?];
-    reach_each_other(&pods).context("by the kernel")?;
-    let row = row(cluster.node(0))?;
-    let note = row["note"].as_str().unwrap_or_default();
-    ensure!(row["queues"] == 0 && note.contains("queue 1"), "the status says so: {row}");
-    let start = Instant::now();
-    for _ in 0..5 {
-        cluster.node(0).list("status")?;
-    }
-    ensure!(start.elapsed() < ANSWERS_WITHIN, "tries in vain keep nobody waiting");
-    drop(holder.stdin.take());
-    holder.wait()?;
-    carried(cluster, &pods).context("when the queue is free")
+    before_the_daemons(|cluster| {
+        let mut holder = hold_queue(cluster.node(0), 1)?;
+        let pods = started_on_the_kernels_path(cluster, "queue 1")?;
+        let start = Instant::now();
+        for _ in 0..5 {
+            cluster.node(0).list("status")?;
+        }
+        ensure!(start.elapsed() < ANSWERS_WITHIN, "tries in vain keep nobody waiting");
+        drop(holder.stdin.take());
+        holder.wait()?;
+        carried(cluster, &pods).context("when the queue is free")
+    });
 }
 
 #[test]
 #[ignore = "needs root"]
 fn f23_routes_and_rules_are_flushed() {
-    on_clusters(clusters(), |cluster| {
-        let pods = pods(cluster)?;
-        let stream = stream(&pods)?;
+    outlived(|cluster, pods, stream| {
         let node = cluster.node(0).namespace();
         let [v4, v6] = cluster.node(0).pod_cidrs();
         // What a network manager does to routes and rules that it did not make.
@@ -424,16 +405,66 @@ fn f23_routes_and_rules_are_flushed() {
         let [v4, v6] = cluster.node(1).pod_cidrs();
         run(node, &format!("ip -4 route flush root {v4}"))?;
         run(node, &format!("ip -6 route flush root {v6}"))?;
-        for address in pods[1].addresses() {
-            wait_until("there is no way", RECOVERED_WITHIN, || {
-                Ok(reaches(&pods[0].namespace, address).is_err())
-            })
-            .with_context(|| format!("to {address}"))?;
+        wait_until("there is no way", RECOVERED_WITHIN, || Ok(no_way(pods).is_ok()))?;
+        cluster.add_routes(0, 1)
+    });
+}
+
+/// The rules of a node, and its routes of our protocol, as `ip` prints them.
+fn rules_and_routes(node: &Node) -> Result<String> {
+    let mut all = String::new();
+    for line in ["-4 rule", "-6 rule", "-4 route show table all", "-6 route show table all"] {
+        let words: Vec<&str> = line.split(' ').collect();
+        let output = node.namespace().run("ip", &words)?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let mut ours: Vec<&str> = text.lines().filter(|line| line.contains(" 118")).collect();
+        ours.sort_unstable();
+        all += &ours.join("\n");
+    }
+    Ok(all)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn f23_systemd_networkd_removes_what_it_did_not_make() {
+    outlived(|cluster, pods, _| {
+        let before = rules_and_routes(cluster.node(0))?;
+        let networkd = Networkd::start(cluster, 0, "")?;
+        // In both families it takes the rule, the end of our table and the way to the other node;
+        // and hears that the first two are back.
+        let back = |log: &str, removing: &str, new: &str, what: &str| {
+            let told = |line: &str, verb: &str| line.contains(verb) && line.contains(what);
+            let removed = log.lines().filter(|line| told(line, removing)).count();
+            let last = log.lines().skip_while(|line| !told(line, removing));
+            removed >= 2 && last.filter(|line| told(line, new)).count() >= 2
+        };
+        networkd.wait_for("our rules are back", |log| {
+            back(log, "Removing foreign routing policy rule", "Remembering", "priority: 220")
+        })?;
+        networkd.wait_for("our routes are back", |log| {
+            back(log, "Removing foreign route ", "Received new", "type: unreachable")
+        })?;
+        let after = rules_and_routes(cluster.node(0))?;
+        ensure!(before == after, "ours were {before}\nand are {after}");
+        let told = networkd.diagnosis(cluster, 0)?;
+        let keys = ["(ManageForeignRoutes is yes)", "(ManageForeignRoutingPolicyRules is yes)"];
+        ensure!(told.len() == keys.len(), "the doctor's rows: {told:?}");
+        for ((well, found), key) in told.iter().zip(keys) {
+            ensure!(!well && found.contains(key), "the doctor finds {key}: {found}");
         }
         cluster.add_routes(0, 1)?;
-        carried(cluster, &pods)?;
-        stream.wait_for_progress(STREAM_MOVES_WITHIN)?;
-        stream.stop()?;
+        carried(cluster, pods)?;
+        // What the doctor says to do about it.
+        drop(networkd);
+        let networkd = Networkd::start(
+            cluster,
+            0,
+            "[Network]\nManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\n",
+        )?;
+        let log = networkd.log();
+        ensure!(!log.contains("Removing foreign"), "it leaves ours alone: {log}");
+        let told = networkd.diagnosis(cluster, 0)?;
+        ensure!(matches!(told[..], [(true, _)]), "the doctor is content: {told:?}");
         Ok(())
     });
 }
@@ -441,19 +472,15 @@ fn f23_routes_and_rules_are_flushed() {
 #[test]
 #[ignore = "needs root"]
 fn f24_pins_are_removed() {
-    on_clusters(clusters(), |cluster| {
-        let pods = pods(cluster)?;
-        let stream = stream(&pods)?;
+    outlived(|cluster, pods, _| {
         fs::remove_dir_all(cluster.node(0).bpf_dir())?;
-        carried(cluster, &pods).context("without pins")?;
+        carried(cluster, pods).context("without pins")?;
         cluster.node_mut(0).stop_daemon(Signal::KILL)?;
         cluster.node_mut(0).start_daemon()?;
-        carried(cluster, &pods).context("after a restart")?;
+        carried(cluster, pods).context("after a restart")?;
         cluster.node(0).forget_log(); // What it had to mend is told as errors.
         let links = xdp_links(cluster.node(0))?;
         ensure!(links.len() == 1, "one program at the uplink, not another beside it: {links:?}");
-        stream.wait_for_progress(STREAM_MOVES_WITHIN)?;
-        stream.stop()?;
         Ok(())
     });
 }
@@ -461,18 +488,15 @@ fn f24_pins_are_removed() {
 #[test]
 #[ignore = "needs root"]
 fn f1_the_daemon_is_killed_and_the_kernel_carries_until_it_is_back() {
-    on_clusters(clusters(), |cluster| {
-        let pods = pods(cluster)?;
-        let stream = stream(&pods)?;
+    outlived(|cluster, pods, stream| {
         for signal in [Signal::KILL, Signal::TERM] {
             cluster.node_mut(0).stop_daemon(signal)?;
-            reach_each_other(&pods).context("without the first node's daemon")?;
+            reach_each_other(pods).context("without the first node's daemon")?;
             stream.wait_for_progress(STREAM_MOVES_WITHIN)?;
             cluster.node_mut(0).start_daemon()?;
-            carried(cluster, &pods).context("with the daemon again")?;
+            carried(cluster, pods).context("with the daemon again")?;
             stream.wait_for_progress(STREAM_MOVES_WITHIN)?;
         }
-        stream.stop()?;
         Ok(())
     });
 }

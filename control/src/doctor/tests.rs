@@ -162,8 +162,8 @@ pub(super) fn healthy() -> Facts {
     }
 }
 
-/// A change of the healthy node's facts.
-type Break = fn(&mut Facts);
+/// A change of a healthy node's facts.
+pub(super) type Break = fn(&mut Facts);
 
 fn broken(change: Break) -> Facts {
     let mut facts = healthy();
@@ -177,16 +177,21 @@ pub(super) fn rows_with(facts: &Facts, ok: Option<bool>) -> Vec<Row> {
 
 /// Asserts that the doctor finds these things amiss, each with a mend, and nothing else.
 #[track_caller]
-fn finds(change: Break, expected: &[(&str, &str)]) {
-    let facts = broken(change);
-    let amiss = rows_with(&facts, Some(false));
+pub(super) fn finds_in(facts: &Facts, expected: &[(&str, &str)]) {
+    let amiss = rows_with(facts, Some(false));
     assert_eq!(amiss.len(), expected.len(), "{amiss:#?}");
     for (row, (check, part)) in amiss.iter().zip(expected) {
         assert_eq!(row.check, *check);
         assert!(row.found.contains(part), "{row:#?} lacks {part:?}");
         assert!(!row.mend.is_empty(), "{row:#?}");
     }
-    assert_eq!(rows_with(&facts, None), [], "nothing is unknown");
+    assert_eq!(rows_with(facts, None), [], "nothing is unknown");
+}
+
+/// The same of the healthy node with a change.
+#[track_caller]
+fn finds(change: Break, expected: &[(&str, &str)]) {
+    finds_in(&broken(change), expected);
 }
 
 pub(super) fn links(facts: &mut Facts) -> &mut Vec<Link> {

@@ -2,15 +2,14 @@
 //! tested.
 
 use std::fs;
-use std::net::IpAddr;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use super::Cluster;
+use super::bgp::{STARTS_WITHIN, Speaker, Wanderer, neighbors, start_on};
 use crate::netns::wait_until;
 
 /// The documented example.
@@ -20,10 +19,6 @@ const EXAMPLE: &str = include_str!("../../../deploy/bird/bird.conf");
 const ROUTER_ID: &str = "router id 10.0.0.1;";
 const FIRST_NEIGHBOR: &str = "protocol bgp node2 from node";
 
-/// BIRD starts in milliseconds; sessions follow after its delay of 5 s, or less.
-const STARTS_WITHIN: Duration = Duration::from_secs(10);
-const SESSIONS_WITHIN: Duration = Duration::from_secs(30);
-
 /// BIRD on one node. Dropped, it is killed: its routes stay in the node's kernel.
 #[derive(Debug)]
 pub struct Bird {
@@ -32,31 +27,8 @@ pub struct Bird {
 }
 
 impl Bird {
-    /// Starts on a node, with all the others for neighbors; returns when it answers. `more` is
-    /// appended to the configuration.
-    ///
-    /// # Errors
-    /// When it cannot be started, or refuses the configuration.
-    pub fn start(cluster: &Cluster, number: usize, more: &str) -> Result<Bird> {
-        let dir = tempfile::Builder::new().prefix("viaduct-e2e-bird-").tempdir_in("/run")?;
-        let config = dir.path().join("bird.conf");
-        fs::write(&config, configuration(cluster, number)? + more)?;
-        let log = fs::File::create(dir.path().join("log"))?;
-        let mut command = Command::new("bird");
-        command.arg("-f").arg("-c").arg(&config).arg("-s").arg(socket(dir.path()));
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let process = cluster.node(number).namespace().within(|| command.spawn())?;
-        let bird = Bird { process: process.context("start bird")?, dir };
-        wait_until("bird answers", STARTS_WITHIN, || Ok(bird.ask("show status").is_ok()))
-            .with_context(|| bird.log())?;
-        Ok(bird)
-    }
-
     /// What `birdc` answers.
-    ///
-    /// # Errors
-    /// When BIRD does not run, or refuses.
-    pub fn ask(&self, question: &str) -> Result<String> {
+    fn ask(&self, question: &str) -> Result<String> {
         let mut command = Command::new("birdc");
         command.arg("-s").arg(socket(self.dir.path())).args(question.split_whitespace());
         let output = command.output().context("run birdc")?;
@@ -64,24 +36,37 @@ impl Bird {
         ensure!(output.status.success(), "birdc {question}: {text}");
         Ok(text)
     }
+}
 
-    /// Waits until so many sessions are established.
-    ///
-    /// # Errors
-    /// When they are not in time.
-    pub fn wait_for_sessions(&self, count: usize) -> Result<()> {
-        let mut text = String::new();
-        wait_until("sessions are established", SESSIONS_WITHIN, || {
-            text = self.ask("show protocols")?;
-            Ok(text.matches("Established").count() == count)
-        })
-        .with_context(|| format!("{text}\n{}", self.log()))
+impl Speaker for Bird {
+    const PROTOCOL: &'static str = "bird";
+    const NEXT_HOP_OBJECTS: bool = false;
+
+    fn start(cluster: &Cluster, number: usize, wanderer: Wanderer) -> Result<Bird> {
+        let dir = tempfile::Builder::new().prefix("viaduct-e2e-bird-").tempdir_in("/run")?;
+        let config = dir.path().join("bird.conf");
+        fs::write(&config, configuration(cluster, number, wanderer)?)?;
+        let mut command = Command::new("bird");
+        command.arg("-f").arg("-c").arg(&config).arg("-s").arg(socket(dir.path()));
+        let process = start_on(cluster, number, &mut command, &log(dir.path()))?;
+        let bird = Bird { process, dir };
+        wait_until("bird answers", STARTS_WITHIN, || Ok(bird.ask("show status").is_ok()))
+            .with_context(|| bird.log())?;
+        Ok(bird)
     }
 
-    /// What it has logged.
-    #[must_use]
-    pub fn log(&self) -> String {
-        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    fn sessions(&self) -> Result<usize> {
+        Ok(self.ask("show protocols")?.matches("Established").count())
+    }
+
+    fn announce(&self, family: usize, here: bool) -> Result<()> {
+        let verb = if here { "enable" } else { "disable" };
+        self.ask(&format!("{verb} wanderer{family}"))?;
+        Ok(())
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(log(self.dir.path())).unwrap_or_default()
     }
 }
 
@@ -92,21 +77,30 @@ impl Drop for Bird {
     }
 }
 
-fn socket(dir: &Path) -> std::path::PathBuf {
+fn socket(dir: &Path) -> PathBuf {
     dir.join("bird.ctl")
 }
 
-/// The example with a node's own address and neighbors in their places.
-fn configuration(cluster: &Cluster, number: usize) -> Result<String> {
+fn log(dir: &Path) -> PathBuf {
+    dir.join("log")
+}
+
+/// The example with a node's own address and neighbors in their places, and the wanderer.
+fn configuration(cluster: &Cluster, number: usize, wanderer: Wanderer) -> Result<String> {
     let (common, _) = EXAMPLE.split_once(FIRST_NEIGHBOR).context("the example has neighbors")?;
     ensure!(common.contains(ROUTER_ID), "the example has a router id");
     let [id, _] = Cluster::address(number);
     let mut text = common.replace(ROUTER_ID, &format!("router id {id};"));
-    for other in (0..cluster.nodes().len()).filter(|other| *other != number) {
-        let [_, address] = Cluster::address(other);
-        let IpAddr::V6(address) = address else { continue };
+    for (other, address) in neighbors(cluster, number) {
         let neighbor = format!("{{ neighbor {address} as CLUSTER_AS; }}");
-        text += &format!("protocol bgp node{} from node {neighbor}\n", other + 1);
+        text += &format!("protocol bgp node{other} from node {neighbor}\n");
+    }
+    let preference = 100 + number;
+    for (family, (channel, prefix)) in ["ipv4", "ipv6"].iter().zip(wanderer).enumerate() {
+        text += &format!(
+            "protocol static wanderer{family} {{ disabled; {channel}; \
+             route {prefix} unreachable {{ bgp_local_pref = {preference}; }}; }}\n"
+        );
     }
     Ok(text)
 }

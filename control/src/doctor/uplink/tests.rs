@@ -3,7 +3,7 @@
 use super::*;
 use crate::doctor::examine;
 use crate::doctor::facts::VirtioFeatures;
-use crate::doctor::tests::{healthy, link, links, rows_with, set};
+use crate::doctor::tests::{Break, finds_in, healthy, link, links, rows_with, set};
 use crate::ethtool::{ChannelCount, Channels};
 use crate::netdev::XdpFeatures;
 use crate::netlink::Verdict;
@@ -61,9 +61,6 @@ fn with_uplinks() -> Facts {
     facts
 }
 
-/// A change of those facts.
-type Break = fn(&mut Facts);
-
 fn broken(change: Break) -> Facts {
     let mut facts = with_uplinks();
     change(&mut facts);
@@ -73,15 +70,7 @@ fn broken(change: Break) -> Facts {
 /// Asserts that these things are amiss, each with a mend, and nothing else.
 #[track_caller]
 fn finds(change: Break, expected: &[(&str, &str)]) {
-    let facts = broken(change);
-    let amiss = rows_with(&facts, Some(false));
-    assert_eq!(amiss.len(), expected.len(), "{amiss:#?}");
-    for (row, (check, part)) in amiss.iter().zip(expected) {
-        assert_eq!(row.check, *check);
-        assert!(row.found.contains(part), "{row:#?} lacks {part:?}");
-        assert!(!row.mend.is_empty(), "{row:#?}");
-    }
-    assert_eq!(rows_with(&facts, None), [], "nothing is unknown");
+    finds_in(&broken(change), expected);
 }
 
 /// Asserts that the row of a check about an interface is well, says this and proposes that.
