@@ -133,11 +133,15 @@ impl Daemon {
 
     /// Serves until a signal says stop.
     pub fn run(mut self) -> anyhow::Result<()> {
-        // Without systemd there is nobody to notify.
-        let _notified = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-        tracing::info!(pods = self.engine.state().pods().len(), "ready");
         let mut events = Events::with_capacity(256);
+        let mut announced = false;
         while !self.stopping {
+            if !announced && self.engine.knows_routes() {
+                announced = true;
+                // Without systemd there is nobody to notify.
+                let _notified = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+                tracing::info!(pods = self.engine.state().pods().len(), "ready");
+            }
             match self.poll.poll(&mut events, Some(self.timeout())) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -158,7 +162,8 @@ impl Daemon {
         if self.more_events {
             return Duration::ZERO;
         }
-        if self.engine.is_settled() && !self.damaged { TURN } else { SETTLE }
+        let turn = if self.engine.is_settled() && !self.damaged { TURN } else { SETTLE };
+        self.engine.lists_in(Instant::now()).map_or(turn, |lists| lists.min(turn))
     }
 
     fn dispatch(&mut self, token: Token) {
@@ -183,6 +188,9 @@ impl Daemon {
             self.read_kernel();
         }
         let now = Instant::now();
+        if !self.more_events {
+            self.engine.list_routes(now);
+        }
         if self.engine.settle() || !self.waiting.is_empty() {
             self.retry_waiting(now);
         }

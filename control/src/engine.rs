@@ -65,6 +65,7 @@ pub struct Engine {
     uplinks: Uplinks,
     /// The kernel's routes and neighbors, as far as they lead to direct addresses.
     mirror: Mirror,
+    listing: follow::Listing,
     /// Route MTU in bytes of networks that name none.
     route_mtu: u32,
     reaper: Reaper,
@@ -134,6 +135,7 @@ impl Engine {
             node_addresses: Vec::new(),
             uplinks: Uplinks::new(&config.uplink.interfaces),
             mirror: Mirror::new(config.uplink.direct.clone()),
+            listing: follow::Listing::default(),
             route_mtu,
             config,
             ports,
@@ -232,9 +234,10 @@ impl Engine {
         self.workers.publish(input)
     }
 
-    /// Addresses changed: new connections and ICMP errors use them.
+    /// Addresses or default routes changed: new connections and ICMP errors use them.
     pub fn follow_addresses(&mut self) -> anyhow::Result<()> {
-        self.node.follow_addresses(&mut self.netlink)?;
+        let Some(defaults) = self.default_routes()? else { return Ok(()) };
+        self.node.follow_addresses(&mut self.netlink, &defaults)?;
         let addresses = self.discover_addresses();
         if addresses != self.node_addresses {
             self.node_addresses = addresses;

@@ -1,9 +1,10 @@
 //! The mirror of the kernel's routes: what `ip route`, a routing daemon or a router advertisement
 //! says, workers follow.
 //!
-//! [`Mirror::resync`] lists what the kernel has, [`Mirror::apply`] follows its messages, and both
-//! edit the data plane's [`Fib`]. What is not followed is left to the kernel, which is always
-//! right: routes by other interfaces, refusals, rules that ask for more than a destination.
+//! A [`Resync`] lists what the kernel has into a new mirror, [`Mirror::apply`] follows the kernel's
+//! messages, and both edit the data plane's [`Fib`]. What is not followed is left to the kernel,
+//! which is always right: routes by other interfaces, refusals, rules that ask for more than a
+//! destination.
 //!
 //! ```text
 //! rules ──► order ──┐
@@ -16,7 +17,9 @@ mod listing;
 mod neighbors;
 mod order;
 mod reach;
+mod resync;
 mod routes;
+mod schedule;
 mod way;
 
 use std::net::IpAddr;
@@ -27,14 +30,16 @@ use dataplane::tables::Prefix;
 use ipnet::IpNet;
 
 pub use self::listing::{ListedHop, ListedRoute};
+pub use self::resync::Resync;
 pub use self::routes::RouteKey;
+pub use self::schedule::{Ended, Schedule};
 
 use self::neighbors::{Learned, Place};
 use self::order::Order;
 use self::reach::{Reach, Wire};
 use self::routes::{Routes, Spot};
 use self::way::{KERNEL, Usable, Way, Ways};
-use crate::netlink::{Event, Link, Neighbor, Netlink, NetlinkError, Policy, Request, Route};
+use crate::netlink::{Event, Link, Neighbor, Request, Route};
 use crate::node::WORKER_IFNAME;
 
 /// What an event came to.
@@ -42,8 +47,8 @@ use crate::node::WORKER_IFNAME;
 pub struct Followed {
     /// The [`Fib`] is another now.
     pub changed: bool,
-    /// The kernel has changed more than it says in events: call [`Mirror::resync`] before the next
-    /// publication. Until then nothing is sent wrong, but more than needed is left to the kernel.
+    /// The kernel has changed more than it says in events: a [`Resync`] is due. Until it is
+    /// complete more than needed is left to the kernel.
     pub resync: bool,
 }
 
@@ -55,7 +60,7 @@ impl Followed {
     }
 }
 
-/// What the next resync must list.
+/// What the next [`Resync`] must list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Due {
     /// Everything.
@@ -82,7 +87,8 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// An empty mirror. Of the kernel's routes it keeps those that overlap a prefix of `direct`.
+    /// An empty mirror. Of the kernel's routes it keeps default routes, and those that overlap a
+    /// prefix of `direct`.
     pub fn new(direct: Vec<IpNet>) -> Mirror {
         let mut mirror = Mirror { direct, ..Mirror::default() };
         mirror.fib.set_action(KERNEL, Action::Kernel);
@@ -90,12 +96,12 @@ impl Mirror {
     }
 
     /// The interface that an uplink is now; `None` while it is not there. Its neighbors are known
-    /// only after the next [`Mirror::resync`].
-    pub fn set_uplink(&mut self, id: UplinkId, ifindex: Option<u32>) {
+    /// only after the next [`Resync`]. Returns whether it was another.
+    pub fn set_uplink(&mut self, id: UplinkId, ifindex: Option<u32>) -> bool {
         let before = self.reach.uplinks.iter().find(|(_, uplink)| **uplink == id);
         let before = before.map(|(index, _)| *index);
         if before == ifindex {
-            return;
+            return false;
         }
         if let Some(index) = before {
             let places = self.reach.neighbors.places();
@@ -110,43 +116,13 @@ impl Mirror {
         }
         self.due = Due::All;
         self.reassess(|_, _| true);
+        true
     }
 
-    /// Whether the mirror is behind the kernel until the next [`Mirror::resync`] that succeeds.
+    /// Whether the mirror is behind the kernel until the next [`Resync`] is complete.
     #[must_use]
     pub fn is_due(&self) -> bool {
         self.due != Due::Nothing
-    }
-
-    /// Lists what the kernel has and takes it over: at start, after [`Event::Overrun`], and when
-    /// [`Mirror::apply`] asks for it. Events that are older than the list do no harm afterwards.
-    ///
-    /// # Errors
-    /// When the kernel cannot be asked; then nothing has changed.
-    pub fn resync(&mut self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
-        let order = Order::of(&netlink.policies()?);
-        if self.due == Due::Rules && order.agrees_with(&self.order) {
-            (self.order, self.due) = (order, Due::Nothing);
-            return Ok(());
-        }
-        let links = netlink.links()?;
-        let objects = netlink.nexthops()?;
-        let neighbors = netlink.neighbors(None)?;
-        let Mirror { direct, ways, .. } = self;
-        let list = netlink.routes_as(None, |route| {
-            order.place(route.dst.addr().is_ipv6(), route.table)?;
-            overlaps(direct, &route.dst)
-                .then(|| (Spot::of(&route), route.metric, ways.number(Way::of(&route)).0))
-        });
-        // Half a list has numbered ways that no route goes.
-        let list = list.inspect_err(|_| self.ways.recount(self.routes.ways()))?;
-        let wires = links.iter().map(|link| (link.index, Wire::of(link)));
-        self.reach.wires = wires.collect();
-        self.reach.objects = objects.into_iter().map(|object| (object.id, object.route)).collect();
-        self.take_neighbors(&neighbors);
-        self.take_routes(order, Routes::from_list(list));
-        self.due = Due::Nothing;
-        Ok(())
     }
 
     /// Follows one event of the kernel. Give it all of them, in their order.
@@ -207,16 +183,17 @@ impl Mirror {
         self.reach.neighbors.wanted(&routers)
     }
 
-    /// Rules that the mirror does not follow, because they ask for more than a destination: packets
-    /// of pods that meet them are not routed as the kernel would.
-    pub fn unfollowed_rules(&self) -> &[Policy] {
-        &self.order.unfollowed
+    /// Says into which tables an empty mirror looks.
+    fn look_into(&mut self, order: Order) {
+        self.fib.set_tables(order.len());
+        self.order = order;
     }
 
+    /// Whether the route is kept: the node's own address may come from any default route.
     fn follows(&self, route: &Route) -> bool {
         !route.cloned
             && self.order.place(route.dst.addr().is_ipv6(), route.table).is_some()
-            && overlaps(&self.direct, &route.dst)
+            && (route.dst.prefix_len() == 0 || overlaps(&self.direct, &route.dst))
     }
 
     fn follow_link(&mut self, link: &Link) -> Followed {
@@ -322,49 +299,6 @@ impl Mirror {
             followed = followed.and(self.reassess(|reach, way| reach.has_hop(way, by)));
         }
         followed
-    }
-
-    fn take_neighbors(&mut self, neighbors: &[Neighbor]) {
-        let there: std::collections::BTreeSet<Place> =
-            neighbors.iter().map(|neighbor| (neighbor.index, neighbor.address)).collect();
-        let places = self.reach.neighbors.places();
-        let gone: Vec<Place> = places.filter(|place| !there.contains(place)).collect();
-        for place in gone {
-            self.forget_neighbor(place);
-        }
-        for neighbor in neighbors {
-            self.follow_neighbor(neighbor);
-        }
-    }
-
-    /// Takes over a list of routes. Of the [`Fib`] only what differs is edited, so that it goes on
-    /// sharing the rest with the clones that workers have.
-    fn take_routes(&mut self, order: Order, routes: Routes) {
-        let mut usable = Usable::default();
-        for (id, way) in self.ways.iter() {
-            let action = self.reach.action(way);
-            usable.set(id, action.is_some());
-            self.fib.set_action(id, action.unwrap_or(Action::Kernel));
-        }
-        if !order.agrees_with(&self.order) {
-            self.fib.set_tables(0);
-            self.routes = Routes::default();
-        }
-        self.fib.set_tables(order.len());
-        let mut before = self.routes.decisions(&self.ways, &self.usable).peekable();
-        let mut after = routes.decisions(&self.ways, &usable).peekable();
-        loop {
-            let next = [before.peek(), after.peek()].into_iter().flatten().map(|(spot, _)| *spot);
-            let Some(spot) = next.min() else { break };
-            let was = before.next_if(|(next, _)| *next == spot).and_then(|(_, id)| id);
-            let is = after.next_if(|(next, _)| *next == spot).and_then(|(_, id)| id);
-            if was != is {
-                decide(&mut self.fib, &order, spot, is);
-            }
-        }
-        drop((before, after));
-        self.ways.recount(routes.ways());
-        (self.order, self.routes, self.usable) = (order, routes, usable);
     }
 }
 

@@ -19,7 +19,9 @@ pub use link::{AddressGeneration, Ipv4Setting, Link, LinkSettings, Veth, VethEnd
 pub use monitor::{Event, Monitor};
 pub use neighbor::{Neighbor, NeighborState};
 pub use nexthop::{Nexthop, NexthopRoute};
-pub use route::{NextHop, Place, Route, RouteKind, RouteScope};
+pub use route::{
+    NextHop, Place, Route, RouteKind, RouteList, RouteScope, TABLE_MAIN, default_routes,
+};
 pub use rule::{Policy, Rule, Verdict};
 pub(crate) use wire::errno_of;
 
@@ -173,6 +175,15 @@ impl Request {
     }
 }
 
+/// A list that the kernel is telling.
+#[derive(Debug)]
+struct Dump {
+    sequence: u32,
+    /// Nothing changed meanwhile (`NLM_F_DUMP_INTR`), as far as the kernel looks: otherwise an
+    /// entry may be missing or there twice.
+    steady: bool,
+}
+
 /// A synchronous rtnetlink connection to one network namespace.
 #[derive(Debug)]
 pub struct Netlink {
@@ -292,49 +303,56 @@ impl Netlink {
         M: NetlinkSerializable + Clone,
     {
         for _ in 0..DUMP_ATTEMPTS_MAX {
-            let sequence = self.sequence;
-            let mut bytes = Vec::with_capacity(128);
-            self.append(&mut bytes, message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
-            send(&self.socket, &bytes).map_err(|source| socket_error(what, source))?;
-            if let Some(list) = self.collect_dump(sequence, what, &mut read)? {
+            let mut list = Vec::new();
+            let mut dump = self.begin_dump(message, what)?;
+            while self.read_dump(&mut dump, what, |part| list.extend(read(part)))? {}
+            if dump.steady {
                 return Ok(list);
             }
         }
         Err(NetlinkError::Unsteady { what: what.to_owned() })
     }
 
-    /// Reads one dump to its end; `None` if the table changed meanwhile (`NLM_F_DUMP_INTR`), so
-    /// that an entry may be missing or there twice.
-    fn collect_dump<T>(
+    /// Asks for a list. A socket has one at a time: [`Netlink::read_dump`] it to its end.
+    fn begin_dump<M>(&mut self, message: &M, what: &str) -> Result<Dump, NetlinkError>
+    where
+        M: NetlinkSerializable + Clone,
+    {
+        let dump = Dump { sequence: self.sequence, steady: true };
+        let mut bytes = Vec::with_capacity(128);
+        self.append(&mut bytes, message.clone(), NLM_F_REQUEST | NLM_F_DUMP);
+        send(&self.socket, &bytes).map_err(|source| socket_error(what, source))?;
+        Ok(dump)
+    }
+
+    /// Reads the next datagram of a list. Returns whether there is more of it.
+    fn read_dump(
         &mut self,
-        sequence: u32,
+        dump: &mut Dump,
         what: &str,
-        mut read: impl FnMut(&NetlinkBuffer<&[u8]>) -> Option<T>,
-    ) -> Result<Option<Vec<T>>, NetlinkError> {
-        let mut list = Vec::new();
-        let mut steady = true;
-        loop {
-            self.receive().map_err(|source| socket_error(what, source))?;
-            for part in messages(&self.received) {
-                let part = part.map_err(|detail| malformed(what, detail))?;
-                if part.sequence_number() != sequence {
-                    continue;
-                }
-                steady &= part.flags() & NLM_F_DUMP_INTR == 0;
-                match part.message_type() {
-                    NLMSG_DONE | NLMSG_ERROR => {
-                        return match refused(&part) {
-                            None | Some((Errno::NOENT, _)) => Ok(steady.then_some(list)),
-                            Some((Errno::INTR, _)) => Ok(None),
-                            Some((source, detail)) => {
-                                Err(NetlinkError::Refused { what: what.into(), source, detail })
-                            }
-                        };
-                    }
-                    _ => list.extend(read(&part)),
+        mut read: impl FnMut(&NetlinkBuffer<&[u8]>),
+    ) -> Result<bool, NetlinkError> {
+        self.receive().map_err(|source| socket_error(what, source))?;
+        for part in messages(&self.received) {
+            let part = part.map_err(|detail| malformed(what, detail))?;
+            if part.sequence_number() != dump.sequence {
+                continue;
+            }
+            dump.steady &= part.flags() & NLM_F_DUMP_INTR == 0;
+            if !matches!(part.message_type(), NLMSG_DONE | NLMSG_ERROR) {
+                read(&part);
+                continue;
+            }
+            match refused(&part) {
+                None | Some((Errno::NOENT, _)) => {}
+                Some((Errno::INTR, _)) => dump.steady = false,
+                Some((source, detail)) => {
+                    return Err(NetlinkError::Refused { what: what.into(), source, detail });
                 }
             }
+            return Ok(false);
         }
+        Ok(true)
     }
 
     fn append<M: NetlinkSerializable>(&mut self, bytes: &mut Vec<u8>, message: M, flags: u16) {

@@ -22,10 +22,9 @@ pub use names::{
 use crate::endpoint::Offloads;
 use crate::netlink::{
     Address, AddressScope, Ipv4Setting, Link, LinkSettings, Neighbor, Netlink, NetlinkError,
-    Request, Route, RouteKind, RouteScope, Rule, Veth, VethEnd,
+    Request, Route, RouteKind, RouteScope, Rule, TABLE_MAIN, Veth, VethEnd, default_routes,
 };
 use crate::sysctl::{self, SysctlError, SysctlLog};
-use address::TABLE_MAIN;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -115,7 +114,8 @@ pub struct NodePort {
 
 impl NodePort {
     /// Makes the node port in the network namespace the calling thread is in, or mends what
-    /// differs, and turns forwarding on. Originals of the node's settings go into `log` first.
+    /// differs, and turns forwarding on; takes away what an earlier configuration left. Originals
+    /// of the node's settings go into `log` first.
     ///
     /// A change of `workers` replaces the devices, which cuts node-to-pod traffic for some
     /// milliseconds; everything else is changed in place.
@@ -135,7 +135,7 @@ impl NodePort {
             node_mac: mac_for(NODE_IFNAME),
             worker_index: worker.index,
             worker_mac: mac_for(WORKER_IFNAME),
-            addresses: NodeAddresses::discover(&mut netlink)?,
+            addresses: NodeAddresses::discover(&mut netlink, &default_routes()?)?,
             config: config.clone(),
         };
         port.configure(&mut netlink, ipv6)?;
@@ -203,9 +203,14 @@ impl NodePort {
     }
 
     /// Looks the node's addresses up again, and makes new connections to pods use them. Returns
-    /// whether they changed. To be called when an address or a default route changes.
-    pub fn follow_addresses(&mut self, netlink: &mut Netlink) -> Result<bool, NodeError> {
-        let addresses = NodeAddresses::discover(netlink)?;
+    /// whether they changed. To be called when an address or a default route changes, with the
+    /// default routes of now.
+    pub fn follow_addresses(
+        &mut self,
+        netlink: &mut Netlink,
+        defaults: &[Route],
+    ) -> Result<bool, NodeError> {
+        let addresses = NodeAddresses::discover(netlink, defaults)?;
         if addresses == self.addresses {
             return Ok(false);
         }
@@ -246,6 +251,19 @@ impl NodePort {
             mtu: Some(self.config.device_mtu),
             ..LinkSettings::without_made_up_addresses(ipv6)
         };
+        netlink.execute([
+            Request::configure_link(NODE_IFNAME, &settings(&NODE_IPV4)),
+            Request::configure_link(WORKER_IFNAME, &settings(&WORKER_IPV4)),
+            Request::bring_up(NODE_IFNAME),
+            Request::bring_up(WORKER_IFNAME),
+        ])?;
+        self.mend(netlink)
+    }
+
+    /// Puts back what somebody took away of the ways between the node and its pods. The devices
+    /// themselves are left alone: whatever is set of one, the kernel looks through all its IPv6
+    /// routes (net/ipv6/route.c, `rt6_sync_up`), of which there may be some 100,000.
+    pub fn mend(&self, netlink: &mut Netlink) -> Result<(), NodeError> {
         let unnumbered = |index| Address {
             index,
             address: GATEWAY_V4.into(),
@@ -254,17 +272,13 @@ impl NodePort {
             preferred: true,
         };
         let mut requests = vec![
-            Request::configure_link(NODE_IFNAME, &settings(&NODE_IPV4)),
-            Request::configure_link(WORKER_IFNAME, &settings(&WORKER_IPV4)),
-            Request::bring_up(NODE_IFNAME),
-            Request::bring_up(WORKER_IFNAME),
             // Without an address even loose reverse path filtering drops all that comes in but by
             // the way it would go out.
             Request::put_address(&unnumbered(self.node_index), NODE_IFNAME),
             Request::put_address(&unnumbered(self.worker_index), WORKER_IFNAME),
         ];
         let mut gateways = vec![IpAddr::from(NODE_GATEWAY_V4)];
-        gateways.extend(ipv6.then_some(IpAddr::from(GATEWAY_V6)));
+        gateways.extend(sysctl::ipv6_exists().then_some(IpAddr::from(GATEWAY_V6)));
         for gateway in gateways {
             let neighbor = Neighbor::permanent(self.node_index, gateway, self.worker_mac);
             requests.push(Request::put_neighbor(&neighbor, NODE_IFNAME));
@@ -426,10 +440,9 @@ fn delete_routes(netlink: &mut Netlink) -> Result<(), NodeError> {
 
 /// The routes that the node port made: into it, and the ends of our table.
 fn routes_of_ours(netlink: &mut Netlink) -> Result<Vec<Route>, NodeError> {
-    let mut routes = netlink.routes(Some(TABLE_MAIN))?;
-    let ends = netlink.routes(Some(ROUTE_TABLE))?;
+    let mut routes = netlink.routes_of(TABLE_MAIN, ROUTE_PROTOCOL)?;
+    let ends = netlink.routes_of(ROUTE_TABLE, ROUTE_PROTOCOL)?;
     routes.extend(ends.into_iter().filter(|route| route.kind == RouteKind::Unreachable));
-    routes.retain(|route| route.protocol == ROUTE_PROTOCOL);
     // To be deleted a route is named by destination, table and metric alone.
     routes.iter_mut().for_each(|route| route.next_hops.clear());
     Ok(routes)

@@ -6,7 +6,7 @@ mod kernel;
 use control::endpoint::{
     Detached, Difference, EndpointError, EndpointSpec, HostSide, Offloads, attach, check, detach,
 };
-use control::netlink::{Event, Monitor, Netlink};
+use control::netlink::{Event, Monitor, Netlink, default_routes};
 use control::node::{
     HOST_MAC, NodeConfig, NodeError, NodePort, ROUTE_TABLE, cookie, host_ifname, mac_for,
 };
@@ -681,16 +681,29 @@ fn the_source_address_follows_the_node() {
     let mut node = Node::new();
     let mut port = node.ensure();
     let mut netlink = node.netns.visit(Netlink::open).expect("open");
-    assert!(!port.follow_addresses(&mut netlink).expect("follow"));
+    assert!(
+        !node
+            .netns
+            .visit(|| port.follow_addresses(&mut netlink, &default_routes().expect("list")))
+            .expect("follow")
+    );
     let source = |node: &Node| node.netns.run("ip route show 10.244.1.0/24");
     assert!(source(&node).contains("src 192.0.2.1 "), "{}", source(&node));
     node.netns.run("ip address add 192.0.2.77/24 dev up0");
     node.netns.run("ip route replace default via 192.0.2.2 src 192.0.2.77");
-    assert!(port.follow_addresses(&mut netlink).expect("follow"));
+    assert!(
+        node.netns
+            .visit(|| port.follow_addresses(&mut netlink, &default_routes().expect("list")))
+            .expect("follow")
+    );
     assert!(source(&node).contains("src 192.0.2.77 "), "{}", source(&node));
     node.netns.run("ip link set up0 down");
     node.netns.run("ip address flush dev up0");
-    assert!(port.follow_addresses(&mut netlink).expect("follow"));
+    assert!(
+        node.netns
+            .visit(|| port.follow_addresses(&mut netlink, &default_routes().expect("list")))
+            .expect("follow")
+    );
     assert_eq!((port.addresses.v4, port.addresses.v6), (None, None));
     assert!(!source(&node).contains("src"), "{}", source(&node));
 }

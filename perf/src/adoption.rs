@@ -13,6 +13,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -66,6 +67,9 @@ const PACE: Duration = Duration::from_micros(20);
 /// Between two changes the daemon rests: single changes are what is measured.
 const REST: Duration = Duration::from_millis(20);
 
+/// Between two questions to the daemon while it takes routes over: there are other things to do.
+const ASK: Duration = Duration::from_millis(5);
+
 /// No change takes this long, unless something is broken.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -109,6 +113,8 @@ struct Load {
     kernel_s: f64,
     /// From then until the daemon had them all.
     mirrored_s: f64,
+    /// The longest that anybody who asked the daemon meanwhile had to wait.
+    answered_ms: f64,
     /// Until a daemon is ready without them and with them.
     start_s: [f64; 2],
     /// Resident memory of the daemon without them, after they came, and started with them.
@@ -203,16 +209,16 @@ impl Field {
         let around = SPOTS.map(|spot| Field::route(AROUND, spot.around));
         let routes: Vec<Route> = networks.map(by_turns).chain(around).collect();
         progress(&format!("{} routes", routes.len()));
-        let started = Instant::now();
-        self.requests.add_all(&routes)?;
-        let kernel_s = started.elapsed().as_secs_f64();
-        let started = Instant::now();
         let expected = had + routes.len() as u64;
-        wait_until("the daemon has them", LOAD_DEADLINE, || {
-            // It answers nobody while it lists the kernel's routes.
-            Ok(self.followed().is_ok_and(|followed| followed >= expected))
+        let (loaded, answered) = self.asking_meanwhile(|| {
+            let started = Instant::now();
+            self.requests.add_all(&routes)?;
+            let kernel_s = started.elapsed().as_secs_f64();
+            let started = Instant::now();
+            wait_until("the daemon has them", LOAD_DEADLINE, || Ok(self.followed()? >= expected))?;
+            Ok((kernel_s, started.elapsed().as_secs_f64()))
         })?;
-        let mirrored_s = started.elapsed().as_secs_f64();
+        let (kernel_s, mirrored_s) = loaded;
         let live_mib = self.rss_mib()?;
         progress("starting a daemon with these routes");
         let full_s = self.restart()?;
@@ -221,6 +227,7 @@ impl Field {
             routes: routes.len(),
             kernel_s,
             mirrored_s,
+            answered_ms: answered.as_secs_f64() * 1000.0,
             start_s: [empty_s, full_s],
             rss_mib: [empty_mib, live_mib, self.rss_mib()?],
         })
@@ -233,6 +240,28 @@ impl Field {
         let started = Instant::now();
         node.start_daemon()?;
         Ok(started.elapsed().as_secs_f64())
+    }
+
+    /// Does something, and asks the daemon for its status meanwhile; returns how long the slowest
+    /// answer took, the start of the program that asks included.
+    fn asking_meanwhile<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<(T, Duration)> {
+        let (node, done) = (self.node(), AtomicBool::new(false));
+        thread::scope(|scope| {
+            let asking = scope.spawn(|| {
+                let mut slowest = Duration::ZERO;
+                while !done.load(Ordering::Relaxed) {
+                    let asked = Instant::now();
+                    node.list("status")?;
+                    slowest = slowest.max(asked.elapsed());
+                    thread::sleep(ASK);
+                }
+                Ok(slowest)
+            });
+            let worked = work();
+            done.store(true, Ordering::Relaxed);
+            let slowest: Result<Duration> = asking.join().expect("asking does not panic");
+            Ok((worked?, slowest?))
+        })
     }
 
     /// Routes that the daemon follows.
@@ -360,9 +389,10 @@ fn sum_up(workers: usize, load: &Load, changes: &[Changes]) -> Report {
     let mut loaded = Table::new(format!("{} routes", load.routes), &["", ""]);
     let [empty_s, full_s] = load.start_s;
     let [empty_mib, live_mib, full_mib] = load.rss_mib;
-    let rows: [(&str, String); 7] = [
+    let rows: [(&str, String); 8] = [
         ("the kernel takes them in, s", format!("{:.2}", load.kernel_s)),
         ("the daemon has them after that, s", format!("{:.2}", load.mirrored_s)),
+        ("slowest answer of the daemon meanwhile, ms", format!("{:.1}", load.answered_ms)),
         ("start of the daemon without them, s", format!("{empty_s:.2}")),
         ("start of the daemon with them, s", format!("{full_s:.2}")),
         ("daemon's memory without them, MiB", format!("{empty_mib:.0}")),

@@ -69,6 +69,10 @@ impl Engine {
         let features = self.ports.features;
         let generation = self.workers.generation();
         let mut problems: Vec<String> = self.hangs().into_iter().collect();
+        if !self.knows_routes() {
+            let words = "the kernel's routes are not listed yet: it carries what leaves by uplinks";
+            problems.push(words.to_owned());
+        }
         let ready = problems.is_empty();
         problems.extend(self.uplinks.problems());
         problems.extend(self.unserved.iter().map(|attachment| {

@@ -20,7 +20,9 @@ impl Engine {
 
     /// Makes everything as it should be; what is right is left alone.
     pub fn repair(&mut self) -> anyhow::Result<()> {
-        self.repair_node()?;
+        self.node.mend(&mut self.netlink)?;
+        let outside = outside(&self.config, self.state.pods());
+        self.nft.ensure(&nft_config(&self.config, &outside))?;
         let mut requests = Vec::new();
         for pod in self.state.pods() {
             let addresses: Vec<IpAddr> = pod.addresses.iter().map(|a| a.address).collect();
@@ -33,8 +35,8 @@ impl Engine {
         Ok(())
     }
 
-    /// The node port with the ways to the pods of now, and the nft table.
-    fn repair_node(&mut self) -> anyhow::Result<()> {
+    /// The node port for the pods of now, and the nft table.
+    fn ensure_node(&mut self) -> anyhow::Result<()> {
         let outside = outside(&self.config, self.state.pods());
         let config = node_config(&self.config, self.route_mtu, &self.ports, outside);
         let mut sysctls = SysctlLog::open(&self.config.daemon.state_dir.join("sysctls"))?;
@@ -51,7 +53,7 @@ impl Engine {
             Reached::Same => return Ok(()),
             Reached::Changed => self.nft.ensure(&nft_config(&self.config, &outside))?,
             // Forwarding and the rule of a family that had no pods before.
-            Reached::NewFamily => self.repair_node()?,
+            Reached::NewFamily => self.ensure_node()?,
         }
         self.steer()
     }

@@ -19,7 +19,7 @@ use dataplane::xsk::uplink::ONE_FRAME_MTU;
 
 use super::Ports;
 use crate::config::{Config, MTU_DEFAULT, MTU_MIN};
-use crate::ethtool::Ethtool;
+use crate::ethtool::{Ethtool, EthtoolError};
 use crate::netlink::{Address, Link, Netlink};
 use crate::report::UplinkRow;
 use crate::uplink::announce::announce;
@@ -41,6 +41,8 @@ pub(super) struct Uplinks {
     all: Vec<Slot>,
     /// Ports on their way out: their numbers are not free yet.
     leaving: BTreeSet<PortId>,
+    /// Opened when it is first needed.
+    ethtool: Option<Ethtool>,
 }
 
 /// One configured interface.
@@ -92,7 +94,7 @@ impl Uplinks {
             raised: None,
             problem: None,
         });
-        Uplinks { all: slots.collect(), leaving: BTreeSet::new() }
+        Uplinks { all: slots.collect(), leaving: BTreeSet::new(), ethtool: None }
     }
 
     /// Whether every port that was ordered to go has gone.
@@ -103,6 +105,15 @@ impl Uplinks {
     /// A port is gone; its number is free now.
     pub(super) fn has_left(&mut self, id: PortId) {
         self.leaving.remove(&id);
+    }
+
+    /// Receive queues of an interface.
+    fn rx_queues(&mut self, name: &str) -> Result<u32, EthtoolError> {
+        let ethtool = match &mut self.ethtool {
+            Some(ethtool) => ethtool,
+            none => none.insert(Ethtool::open()?),
+        };
+        ethtool.rx_queues(name)
     }
 
     /// The uplinks for the tables of `workers` workers, and their ports. Nobody sends by a queue

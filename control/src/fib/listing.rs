@@ -1,12 +1,12 @@
-//! The mirror's routes as a listing shows them.
+//! The mirror's routes as a listing shows them, and those that the node itself asks for.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use dataplane::fib::UplinkId;
+use dataplane::fib::{ActionId, UplinkId};
 
-use super::way::Deed;
+use super::routes::Spot;
 use super::{Mirror, RouteKey};
-use crate::netlink::RouteKind;
+use crate::netlink::{Route, RouteKind, RouteScope};
 
 /// A route of the mirror; destination, table and metric are in its [`RouteKey`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,11 +47,7 @@ impl Mirror {
     ) -> impl Iterator<Item = (RouteKey, ListedRoute)> {
         self.routes.after(after).map(|(key, id)| {
             let way = self.ways.get(id);
-            let kind = match way.deed {
-                Deed::Forward => RouteKind::Unicast,
-                Deed::Throw => RouteKind::Throw,
-                Deed::Other(kind) => RouteKind::from(kind),
-            };
+            let kind = way.kind();
             let hops = self.reach.hops(way).unwrap_or_default().into_iter();
             let hops = hops.map(|hop| ListedHop {
                 via: hop.via,
@@ -69,6 +65,23 @@ impl Mirror {
             let (protocol, mtu) = (way.protocol, way.mtu);
             (key, ListedRoute { kind, protocol, hops: hops.collect(), mtu, decides })
         })
+    }
+
+    /// The default routes of a table, as the kernel lists them.
+    pub fn default_routes(&self, table: u32) -> Vec<Route> {
+        let all = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        let spots = all.map(|address| Spot { address, len: 0, table });
+        let routes = spots.into_iter().flat_map(|spot| self.routes.at(spot));
+        let route = |(key, id): (RouteKey, ActionId)| {
+            let way = self.ways.get(id);
+            let mut next_hops = self.reach.hops(way).unwrap_or_default();
+            next_hops.iter_mut().for_each(|hop| hop.dead = !self.reach.has_carrier(hop.index));
+            let (metric, kind) = (key.metric(), way.kind());
+            let (scope, src, mtu) = (RouteScope::from(way.scope), way.src, way.mtu);
+            let plain = Route::direct(key.dst(), 0, way.protocol);
+            Route { table, metric, kind, scope, src, mtu, next_hops, ..plain }
+        };
+        routes.map(route).collect()
     }
 
     /// Routes that the mirror keeps.

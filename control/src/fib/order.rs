@@ -1,25 +1,20 @@
-//! The order of tables: which of the kernel's tables are looked into, as its rules say, and which
-//! rules cannot be followed because they ask more of a packet than where it goes.
+//! The order of tables: which of the kernel's tables are looked into, as its rules say. Rules that
+//! ask more of a packet than where it goes cannot be followed; `viaduct doctor` names them.
 
 use crate::netlink::{Policy, Verdict};
-use crate::node::WORKER_IFNAME;
 
-/// The tables of each family in their order, and the rules left out.
+/// The tables of each family in their order.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Order {
     v4: Vec<u32>,
     v6: Vec<u32>,
-    pub(super) unfollowed: Vec<Policy>,
 }
 
 impl Order {
     /// By the rules of both families; those of one family in the order of their priorities.
     pub(super) fn of(policies: &[Policy]) -> Order {
-        let mut order = Order::default();
-        let family = |ipv6| policies.iter().filter(move |policy| policy.ipv6 == ipv6);
-        order.v4 = tables(family(false).collect(), &mut order.unfollowed);
-        order.v6 = tables(family(true).collect(), &mut order.unfollowed);
-        order
+        let family = |ipv6| policies.iter().filter(|policy| policy.ipv6 == ipv6).collect();
+        Order { v4: tables(family(false)), v6: tables(family(true)) }
     }
 
     /// How many tables there are in the longer order.
@@ -32,24 +27,14 @@ impl Order {
         let tables = if ipv6 { &self.v6 } else { &self.v4 };
         tables.iter().position(|followed| *followed == table)
     }
-
-    /// Whether the tables are the same in the same order.
-    pub(super) fn agrees_with(&self, other: &Order) -> bool {
-        (&self.v4, &self.v6) == (&other.v4, &other.v6)
-    }
 }
 
-fn tables(policies: Vec<&Policy>, unfollowed: &mut Vec<Policy>) -> Vec<u32> {
+fn tables(policies: Vec<&Policy>) -> Vec<u32> {
     let mut tables = Vec::new();
     let mut rest = policies.as_slice();
     while let Some((policy, behind)) = rest.split_first() {
         rest = behind;
         if !policy.conditions.is_empty() {
-            // Our own rule is for what comes back from the workers, and leads to their pods.
-            let ours = policy.iif.as_deref() == Some(WORKER_IFNAME);
-            if !ours && !policy.own_packets {
-                unfollowed.push(Policy::clone(policy));
-            }
             continue;
         }
         match policy.verdict {

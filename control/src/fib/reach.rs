@@ -151,7 +151,7 @@ impl Reach {
         })
     }
 
-    fn has_carrier(&self, index: u32) -> bool {
+    pub(super) fn has_carrier(&self, index: u32) -> bool {
         self.wires.get(&index).is_some_and(|wire| wire.up && wire.carrier)
     }
 

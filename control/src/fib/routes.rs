@@ -82,33 +82,8 @@ impl RouteKey {
 pub(super) struct Routes(BTreeMap<RouteKey, ActionId>);
 
 impl Routes {
-    /// From a list of the kernel, in which routes of one destination, table and metric stand in
-    /// their order.
-    pub(super) fn from_list(list: Vec<(Spot, u32, ActionId)>) -> Routes {
-        let mut list = list;
-        // Stable, so that equals keep their order.
-        list.sort_by_key(|(spot, metric, _)| (*spot, *metric));
-        let mut before: Option<RouteKey> = None;
-        let numbered = list.into_iter().map(|(spot, metric, id)| {
-            let order = match before {
-                Some(key) if (key.spot, key.metric) == (spot, metric) => {
-                    key.order.saturating_add(1)
-                }
-                _ => 0,
-            };
-            let key = RouteKey { spot, metric, order };
-            before = Some(key);
-            (key, id)
-        });
-        Routes(numbered.collect())
-    }
-
     pub(super) fn len(&self) -> usize {
         self.0.len()
-    }
-
-    pub(super) fn ways(&self) -> impl Iterator<Item = ActionId> {
-        self.0.values().copied()
     }
 
     /// The routes behind a key, or all, in order.
@@ -126,28 +101,16 @@ impl Routes {
         self.0.range(key(i32::MIN)..=key(i32::MAX)).map(|(key, id)| (*key, *id)).collect()
     }
 
+    /// The routes of one destination in a table, in order.
+    pub(super) fn at(&self, spot: Spot) -> impl Iterator<Item = (RouteKey, ActionId)> {
+        self.0.range(spot.first()..=spot.last()).map(|(key, id)| (*key, *id))
+    }
+
     /// What decides about packets to a destination in a table; `None` if no route can be used, so
     /// that a shorter prefix decides.
     pub(super) fn decides(&self, spot: Spot, ways: &Ways, usable: &Usable) -> Option<ActionId> {
-        let here = self.0.range(spot.first()..=spot.last());
-        here.fold(Choice::default(), |choice, (key, id)| choice.with(*key, *id, ways, usable)).id()
-    }
-
-    /// Every destination that has a route, in order, and what decides there.
-    pub(super) fn decisions(
-        &self,
-        ways: &Ways,
-        usable: &Usable,
-    ) -> impl Iterator<Item = (Spot, Option<ActionId>)> {
-        let mut rest = self.after(None).peekable();
-        std::iter::from_fn(move || {
-            let (key, id) = rest.next()?;
-            let mut choice = Choice::default().with(key, id, ways, usable);
-            while let Some((key, id)) = rest.next_if(|(next, _)| next.spot == key.spot) {
-                choice = choice.with(key, id, ways, usable);
-            }
-            Some((key.spot, choice.id()))
-        })
+        let choose = |choice: Choice, (key, id)| choice.with(key, id, ways, usable);
+        self.at(spot).fold(Choice::default(), choose).id()
     }
 
     /// The way of a route that the kernel tells of: its own, or, if it has joined a multipath route

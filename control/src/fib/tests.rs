@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use dataplane::port::Mac;
 
 use super::*;
-use crate::netlink::{NextHop, Nexthop, NexthopRoute, Place as Stands, RouteKind, Verdict};
+use crate::netlink::{NextHop, Nexthop, NexthopRoute, Place as Stands, Policy, RouteKind, Verdict};
 
 const ETH1: u32 = 3;
 const ETH2: u32 = 4;
@@ -31,7 +31,7 @@ fn mirror() -> Mirror {
         verdict: Verdict::Lookup(table),
     };
     let rules = [(false, 0, 255), (false, 100, 100), (false, 32766, 254), (true, 32766, 254)];
-    mirror.take_routes(Order::of(&rules.map(lookup)), Routes::default());
+    mirror.look_into(Order::of(&rules.map(lookup)));
     mirror.set_uplink(UplinkId(0), Some(ETH1));
     mirror.set_uplink(UplinkId(1), Some(ETH2));
     for index in [ETH1, ETH2, OTHER] {
@@ -228,6 +228,36 @@ fn a_listing_goes_on_behind_any_route() {
     let (_, first) = mirror.routes_after(None).next().expect("a route");
     assert_eq!(first.hops[0].dev, "eth3");
     assert!(first.decides && first.hops[0].resolved);
+}
+
+#[test]
+fn default_routes_are_told_as_the_kernel_has_them_also_where_nothing_direct_is() {
+    let mut mirror = Mirror::new(vec!["10.0.0.0/8".parse().expect("prefix")]);
+    let lookup = |ipv6| Policy {
+        ipv6,
+        priority: 32766,
+        conditions: Vec::new(),
+        iif: None,
+        own_packets: false,
+        verdict: Verdict::Lookup(254),
+    };
+    mirror.look_into(Order::of(&[lookup(false), lookup(true)]));
+    mirror.apply(&Event::Link(link(ETH1)));
+    let src = Some("192.0.2.1".parse().expect("address"));
+    let v4 = Route { src, metric: 7, ..route("0.0.0.0/0", "192.0.2.2") };
+    let v6 = Route { metric: 1024, ..route("::/0", "fd01::2") };
+    for route in [&v4, &v6] {
+        put(&mut mirror, Stands::Alone, route);
+    }
+    put(&mut mirror, Stands::Alone, &route("10.1.0.0/16", "192.0.2.2"));
+    put(&mut mirror, Stands::Alone, &route("fd10::/16", "fd01::2"));
+    assert_eq!(mirror.routes(), 3, "an IPv6 route that nothing direct is behind is not kept");
+    let told = |route: &Route| Route { place: Stands::After, ..route.clone() };
+    assert_eq!(mirror.default_routes(254), [told(&v4), told(&v6)]);
+    assert_eq!(mirror.default_routes(255), []);
+    mirror.apply(&Event::LinkGone(link(ETH1)));
+    let defaults = mirror.default_routes(254);
+    assert!(defaults.iter().all(|route| route.next_hops.iter().all(|hop| hop.dead)));
 }
 
 #[test]

@@ -94,6 +94,15 @@ impl Way {
         }
     }
 
+    /// What it does, in the kernel's words.
+    pub(super) fn kind(&self) -> RouteKind {
+        match self.deed {
+            Deed::Forward => RouteKind::Unicast,
+            Deed::Throw => RouteKind::Throw,
+            Deed::Other(kind) => RouteKind::from(kind),
+        }
+    }
+
     /// Whether the route is for some packets to its destination only.
     pub(super) fn is_selective(&self) -> bool {
         self.tos != 0 || self.from.is_some()
@@ -118,7 +127,7 @@ pub(super) struct Ways {
 
 /// Which ways could be used when routes were last chosen. An event that changes it takes a resync,
 /// which chooses anew.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Usable(Vec<bool>);
 
 impl Usable {
@@ -175,17 +184,6 @@ impl Ways {
         if held.routes == 0 {
             self.forget(id);
         }
-    }
-
-    /// Forgets how many routes go each way, and counts these.
-    pub(super) fn recount(&mut self, routes: impl Iterator<Item = ActionId>) {
-        self.held.iter_mut().flatten().for_each(|held| held.routes = 0);
-        routes.for_each(|id| self.hold(id));
-        let numbered = (1..).map(ActionId).zip(&self.held);
-        let unused =
-            numbered.filter(|(_, held)| held.as_ref().is_some_and(|held| held.routes == 0));
-        let unused: Vec<ActionId> = unused.map(|(id, _)| id).collect();
-        unused.into_iter().for_each(|id| self.forget(id));
     }
 
     fn forget(&mut self, id: ActionId) {

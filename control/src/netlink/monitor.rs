@@ -113,6 +113,8 @@ impl Event {
 pub struct Monitor {
     socket: Socket,
     received: Vec<u8>,
+    /// Events were lost, and those that are left are passed over.
+    overrun: bool,
 }
 
 impl Monitor {
@@ -131,50 +133,38 @@ impl Monitor {
             Ok(socket)
         };
         let socket = subscribe().map_err(|source| socket_error("watch the kernel", source))?;
-        Ok(Monitor { socket, received: Vec::with_capacity(EVENT_BYTES) })
+        Ok(Monitor { socket, received: Vec::with_capacity(EVENT_BYTES), overrun: false })
     }
 
-    /// Appends what has happened since the last call, at most about `limit` events; the socket
-    /// stays readable if there are more. Returns whether there may be.
+    /// Appends what has happened since the last call: reads at most `limit` datagrams, of which
+    /// nearly each is one event. Returns whether there may be more; the socket stays readable then.
+    ///
+    /// After an overrun it passes over all that is left, and says [`Event::Overrun`] behind it.
+    /// Until there is nothing the kernel drops all that is new, and says so no second time
+    /// (net/netlink/af_netlink.c, `netlink_overrun` and `NETLINK_S_CONGESTED`): a list that is made
+    /// before would stay wrong.
     pub fn receive(&mut self, events: &mut Vec<Event>, limit: usize) -> Result<bool, NetlinkError> {
-        let end = events.len().saturating_add(limit);
-        while events.len() < end {
+        for _ in 0..limit {
             self.received.clear();
             match self.socket.recv(&mut self.received, 0) {
+                Ok(_) if self.overrun => {}
                 Ok(_) => self.decode(events),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if std::mem::take(&mut self.overrun) {
+                        events.push(Event::Overrun);
+                    }
+                    return Ok(false);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error)
                     if error.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error()) =>
                 {
-                    self.drain()?;
-                    events.push(Event::Overrun);
-                    return Ok(false);
+                    self.overrun = true;
                 }
                 Err(source) => return Err(socket_error("watch the kernel", source)),
             }
         }
         Ok(true)
-    }
-
-    /// Reads what is left after an overrun. Until there is nothing the kernel drops all that is
-    /// new, and says so no second time (net/netlink/af_netlink.c, `netlink_overrun` and
-    /// `NETLINK_S_CONGESTED`): a list that is made before would stay wrong.
-    fn drain(&mut self) -> Result<(), NetlinkError> {
-        loop {
-            self.received.clear();
-            match self.socket.recv(&mut self.received, 0) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error)
-                    if error.kind() != io::ErrorKind::Interrupted
-                        && error.raw_os_error()
-                            != Some(rustix::io::Errno::NOBUFS.raw_os_error()) =>
-                {
-                    return Err(socket_error("watch the kernel", error));
-                }
-                _ => {}
-            }
-        }
     }
 
     fn decode(&self, events: &mut Vec<Event>) {

@@ -1,9 +1,9 @@
 //! Routes, in both directions: the few we add, and the kernel's FIB as we mirror it.
 
 use super::wire::parse;
-use super::{Netlink, NetlinkError, Put, Request, family_of};
+use super::{Dump, Netlink, NetlinkError, Put, Request, family_of};
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_EXCL, NLM_F_REPLACE, NetlinkBuffer};
 pub use netlink_packet_route::route::RouteScope;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteNextHop,
@@ -14,7 +14,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// `RT_TABLE_MAIN`
-pub(super) const TABLE_MAIN: u32 = 254;
+pub const TABLE_MAIN: u32 = 254;
 
 /// What a route does with a packet.
 pub type RouteKind = RouteType;
@@ -299,32 +299,134 @@ impl Request {
 impl Netlink {
     /// All IPv4 and IPv6 routes of one table, or of all tables.
     pub fn routes(&mut self, table: Option<u32>) -> Result<Vec<Route>, NetlinkError> {
-        self.routes_as(table, Some)
+        self.list_routes(table, None)
     }
 
-    /// As [`Netlink::routes`], each route as `read` makes it; `None` leaves it out. A route may be
-    /// read again: when routes changed meanwhile, the list is begun anew.
-    pub fn routes_as<T>(
+    /// The routes of one table that `protocol` (`RTPROT_*`) made. The kernel leaves the others out:
+    /// where it has a million it takes 0.1 s.
+    pub fn routes_of(&mut self, table: u32, protocol: u8) -> Result<Vec<Route>, NetlinkError> {
+        self.list_routes(Some(table), Some(protocol))
+    }
+
+    fn list_routes(
         &mut self,
         table: Option<u32>,
-        mut read: impl FnMut(Route) -> Option<T>,
-    ) -> Result<Vec<T>, NetlinkError> {
+        protocol: Option<u8>,
+    ) -> Result<Vec<Route>, NetlinkError> {
         let mut routes = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let mut message = RouteMessage::default();
-            message.header.address_family = family;
-            message.attributes.extend(table.map(RouteAttribute::Table));
-            let message = RouteNetlinkMessage::GetRoute(message);
-            routes.extend(self.dump_as(&message, "list routes", |part| {
-                let RouteNetlinkMessage::NewRoute(message) = parse(part, "list routes")? else {
-                    return None;
-                };
-                let route = Route::from_message(message)?;
-                // A kernel that does not filter (before 4.20) sends every table.
-                let asked = !route.cloned && table.is_none_or(|table| route.table == table);
-                if asked { read(route) } else { None }
+        for family in FAMILIES {
+            let message = get_routes(family, table, protocol);
+            routes.extend(self.dump_as(&message, LIST, |part| {
+                // A kernel that does not filter (before 4.20) sends all.
+                listed(part)
+                    .filter(|route| table.is_none_or(|table| route.table == table))
+                    .filter(|route| protocol.is_none_or(|protocol| route.protocol == protocol))
             })?);
         }
         Ok(routes)
+    }
+}
+
+/// Of a list: its families in their order, and the words for its errors.
+const FAMILIES: [AddressFamily; 2] = [AddressFamily::Inet, AddressFamily::Inet6];
+const LIST: &str = "list routes";
+
+fn get_routes(
+    family: AddressFamily,
+    table: Option<u32>,
+    protocol: Option<u8>,
+) -> RouteNetlinkMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family;
+    // `RTPROT_UNSPEC`, 0, is any.
+    message.header.protocol = RouteProtocol::from(protocol.unwrap_or(0));
+    message.attributes.extend(table.map(RouteAttribute::Table));
+    RouteNetlinkMessage::GetRoute(message)
+}
+
+/// A route of a list.
+fn listed(part: &NetlinkBuffer<&[u8]>) -> Option<Route> {
+    match parse(part, LIST)? {
+        RouteNetlinkMessage::NewRoute(message) => {
+            Route::from_message(message).filter(|route| !route.cloned)
+        }
+        _ => None,
+    }
+}
+
+/// The default routes of the main table of the network namespace the calling thread is in. Of a
+/// million IPv4 routes it takes no longer than of ten: the kernel tells them in the order of their
+/// addresses (net/ipv4/fib_trie.c, `fib_table_dump`), so that the rest need not be read. IPv6 tells
+/// the default route last (net/ipv6/ip6_fib.c, `fib6_walk_continue`): 200,000 routes take 50 ms.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn default_routes() -> Result<Vec<Route>, NetlinkError> {
+    let mut routes = Vec::new();
+    for family in FAMILIES {
+        // A list that is not read to its end goes with its socket.
+        let mut netlink = Netlink::open()?;
+        let mut dump = netlink.begin_dump(&get_routes(family, Some(TABLE_MAIN), None), LIST)?;
+        let (mut more, mut beyond) = (true, false);
+        while more && !beyond {
+            more = netlink.read_dump(&mut dump, LIST, |part| match part.payload().get(1) {
+                // The length of the destination in struct rtmsg (linux/rtnetlink.h).
+                Some(0) => routes.extend(listed(part).filter(|route| route.table == TABLE_MAIN)),
+                Some(_) if family == AddressFamily::Inet && !beyond => {
+                    beyond = listed(part).is_some_and(|route| !route.dst.addr().is_unspecified());
+                }
+                _ => {}
+            })?;
+        }
+    }
+    Ok(routes)
+}
+
+/// All routes of a namespace, IPv4 first, read bit by bit: a million take more than a second, and
+/// whoever reads them may have other things to do.
+///
+/// The list is no snapshot. Routes that change between two reads may be missing, there twice, or
+/// what they were, and nothing says so: the kernel does not set `NLM_F_DUMP_INTR` for routes (seen
+/// on 6.18). A route that does not change may be missing as well: where IPv6 goes on in a tree that
+/// has changed, it passes over as many destinations as it has told, also when some of these are
+/// gone (net/ipv6/ip6_fib.c, `fib6_dump_table`).
+#[derive(Debug)]
+pub struct RouteList {
+    /// Of its own, since a socket has one list at a time.
+    netlink: Netlink,
+    dump: Dump,
+    rest: std::array::IntoIter<AddressFamily, 1>,
+}
+
+impl RouteList {
+    /// Asks for the routes of the network namespace the calling thread is in.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn begin() -> Result<RouteList, NetlinkError> {
+        let [first, rest @ ..] = FAMILIES;
+        let mut netlink = Netlink::open()?;
+        let dump = netlink.begin_dump(&get_routes(first, None, None), LIST)?;
+        Ok(RouteList { netlink, dump, rest: rest.into_iter() })
+    }
+
+    /// Reads one datagram of the kernel, up to 32 kB or some 500 routes. Returns whether there are
+    /// more.
+    ///
+    /// # Errors
+    /// When the kernel breaks off; the list is of no use then.
+    pub fn read(&mut self, mut take: impl FnMut(Route)) -> Result<bool, NetlinkError> {
+        let RouteList { netlink, dump, rest } = self;
+        let more = netlink.read_dump(dump, LIST, |part| {
+            if let Some(route) = listed(part) {
+                take(route);
+            }
+        })?;
+        if more {
+            return Ok(true);
+        }
+        let Some(family) = rest.next() else { return Ok(false) };
+        *dump = netlink.begin_dump(&get_routes(family, None, None), LIST)?;
+        Ok(true)
     }
 }

@@ -4,9 +4,6 @@ use crate::netlink::{Address, AddressScope, Netlink, NetlinkError, Route, RouteK
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// `RT_TABLE_MAIN`
-pub(super) const TABLE_MAIN: u32 = 254;
-
 /// The node's addresses as its pods see it; `None` if it has none of a family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NodeAddresses {
@@ -27,15 +24,17 @@ impl NodeAddresses {
 
     /// Asks the kernel: of each family the source address of the default route, else the first
     /// global address of any interface.
-    pub(super) fn discover(netlink: &mut Netlink) -> Result<NodeAddresses, NetlinkError> {
+    pub(super) fn discover(
+        netlink: &mut Netlink,
+        defaults: &[Route],
+    ) -> Result<NodeAddresses, NetlinkError> {
         let addresses = netlink.addresses()?;
-        let routes = netlink.routes(Some(TABLE_MAIN))?;
         Ok(NodeAddresses {
-            v4: choose(&routes, &addresses, IpAddr::is_ipv4).and_then(|ip| match ip {
+            v4: choose(defaults, &addresses, IpAddr::is_ipv4).and_then(|ip| match ip {
                 IpAddr::V4(ip) => Some(ip),
                 IpAddr::V6(_) => None,
             }),
-            v6: choose(&routes, &addresses, IpAddr::is_ipv6).and_then(|ip| match ip {
+            v6: choose(defaults, &addresses, IpAddr::is_ipv6).and_then(|ip| match ip {
                 IpAddr::V4(_) => None,
                 IpAddr::V6(ip) => Some(ip),
             }),

@@ -11,7 +11,6 @@ use ipnet::IpNet;
 use super::super::compile::prefix;
 use super::super::{Engine, outside};
 use super::{Nic, Raised, queue_share};
-use crate::ethtool::Ethtool;
 use crate::uplink::channels::{CHANNELS_FILE, ChannelLog};
 use crate::uplink::fitness;
 use crate::workers::{UplinkPort, WorkersError};
@@ -108,8 +107,7 @@ impl Engine {
             return Err(Obstacle::Unfit(format!("it is down; run ip link set dev {name} up")));
         }
         fitness::check(&link).map_err(|unfit| Obstacle::Unfit(unfit.to_string()))?;
-        let queues = Ethtool::open().and_then(|mut ethtool| ethtool.rx_queues(name));
-        let queues = queues.map_err(Obstacle::unknown)?;
+        let queues = self.uplinks.rx_queues(name).map_err(Obstacle::unknown)?;
         Nic::of(&link, queues.min(room.into())).map_err(Obstacle::Unfit)
     }
 
@@ -166,11 +164,11 @@ impl Engine {
         let wanted = if nic.is_veth { AttachMode::Generic } else { AttachMode::Native };
         let attached = self.programs.attach_uplink(nic.ifindex, &name, wanted)?;
         // Some drivers add queues for XDP (virtio_net).
-        let queues = Ethtool::open()?.rx_queues(&name)?.min(room.into()) as u16;
+        let queues = self.uplinks.rx_queues(&name)?.min(room.into()) as u16;
         let nic = Nic { queues, ..nic };
         let (sockets, zero_copy, refused) = self.bind_queues(first, &name, &nic, attached.mode)?;
         let (mode, note) = (attached.mode, attached.refused.or(refused));
-        self.mirror.set_uplink(id, Some(nic.ifindex));
+        self.set_uplink(id, Some(nic.ifindex));
         self.uplinks.all[number].raised = Some(Raised { nic, mode, zero_copy, note });
         Ok(Bound { number, sockets })
     }
@@ -258,7 +256,7 @@ impl Engine {
         let slot = &mut self.uplinks.all[number];
         let raised = slot.raised.take();
         let (id, name, ports) = (slot.id, slot.name.clone(), slot.ports(slot.room));
-        self.mirror.set_uplink(id, None);
+        self.set_uplink(id, None);
         if let Some(raised) = &raised {
             tracing::warn!(name, "uplink is down: the kernel carries its packets");
             if let Err(error) = self.programs.remove_uplink(raised.nic.ifindex) {

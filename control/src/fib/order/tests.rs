@@ -20,18 +20,14 @@ fn the_tables_of_unconditional_rules_stand_in_their_order_once() {
     ]);
     assert_eq!((order.v4.as_slice(), order.v6.as_slice()), (&[255, 7, 254][..], &[255][..]));
     assert_eq!((order.len(), order.place(false, 254), order.place(true, 254)), (3, Some(2), None));
-    assert!(order.unfollowed.is_empty());
 }
 
 #[test]
-fn a_rule_with_a_condition_is_reported_unless_it_is_ours_or_for_the_nodes_own_packets() {
+fn a_rule_with_a_condition_is_passed_over() {
     let marked = only("fwmark 0x1", 100, Verdict::Lookup(7));
-    let iif = Some(WORKER_IFNAME.to_owned());
-    let ours = Policy { iif, ..only("iif viaduct1", 220, Verdict::Lookup(0x5644)) };
-    let own = Policy { own_packets: true, ..only("iif lo", 230, Verdict::Lookup(8)) };
-    let order = Order::of(&[marked.clone(), ours, own, rule(32766, Verdict::Lookup(254))]);
+    let refused = only("iif lo", 230, Verdict::Refuse);
+    let order = Order::of(&[marked, refused, rule(32766, Verdict::Lookup(254))]);
     assert_eq!(order.v4, [254]);
-    assert_eq!(order.unfollowed, [marked]);
 }
 
 #[test]
