@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::cluster::{Cable, Offloads, set_sysctl};
+use e2e::cluster::{Cable, Offloads, Wiring, set_sysctl};
 use e2e::daemon::ip;
 use e2e::netns::{Namespace, wait_until};
 use rustix::process::Signal;
@@ -75,25 +75,30 @@ impl Testpmd {
         Testpmd::start(host, &["h0", "h1"], 1, Vec::new())
     }
 
-    /// The same with a wire between: two uplinks on a switch, and each pod's packets go out by the
-    /// one and come in by the other. One process stands for both nodes, and has a forwarding thread
+    /// The same with a wire between: two uplinks, and each pod's packets go out by the one and come
+    /// in by the other. One process stands for both nodes, and has a forwarding thread
     /// for each, on a core of its own as Viaduct's workers are.
     ///
     /// # Errors
     /// See [`Testpmd::build`].
-    pub fn build_nodes() -> Result<Testpmd> {
+    pub fn build_nodes(wiring: Wiring) -> Result<Testpmd> {
         let host = Namespace::create("perf-dpdk")?;
+        let cable = Cable { queues: 1, mtu: ROUTE_MTU, offloads: Offloads::Off };
+        // testpmd pairs the first port with the second, and the third with the fourth.
+        let ports = ["h0", "u0", "u1", "h1"];
+        if wiring == Wiring::Cable {
+            cable.lay((&host, "u0"), (&host, "u1"))?;
+            return Testpmd::start(host, &ports, 2, Vec::new());
+        }
         let switch = Namespace::create("perf-switch")?;
         ip(&switch, "link add br0 type bridge stp_state 0 mcast_snooping 0")?;
         ip(&switch, "link set br0 up")?;
         plain_switch(&switch)?;
-        let cable = Cable { queues: 1, mtu: ROUTE_MTU, offloads: Offloads::Off };
         for (uplink, port) in [("u0", "p0"), ("u1", "p1")] {
             cable.lay((&host, uplink), (&switch, port))?;
             ip(&switch, &format!("link set {port} master br0"))?;
         }
-        // testpmd pairs the first port with the second, and the third with the fourth.
-        Testpmd::start(host, &["h0", "u0", "u1", "h1"], 2, vec![switch])
+        Testpmd::start(host, &ports, 2, vec![switch])
     }
 
     /// Adds the pods with their host ends h0 and h1, and has testpmd forward between `ports`, with

@@ -1,12 +1,12 @@
-//! `viaduct-perf wire`: TCP between pods of two nodes on one switch, forwarded by Viaduct, by
-//! DPDK's testpmd and by the kernel in turns. What the nodes send each other has complete checksums
+//! `viaduct-perf wire`: TCP between pods of two nodes on one cable, forwarded by Viaduct, by DPDK's
+//! testpmd and by the kernel in turns. What the nodes send each other has complete checksums
 //! and is no longer than the MTU, as on a wire.
 
 use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use e2e::cluster::{Cluster, ClusterSetup, Forwarder};
+use e2e::cluster::{Cluster, ClusterSetup, Forwarder, Wiring};
 use e2e::daemon::{Node, Setup};
 use e2e::pod::Pod;
 use serde::Serialize;
@@ -40,6 +40,9 @@ pub struct Options {
     /// Leave testpmd out, where DPDK is not installed
     #[arg(long)]
     without_testpmd: bool,
+    /// Put a switch between the nodes: a bridge, whose work is done on the sender's core
+    #[arg(long)]
+    switch: bool,
 }
 
 /// One run of iperf3.
@@ -90,10 +93,12 @@ struct Arms {
 pub fn measure(setup: &Setup, options: &Options) -> Result<Report> {
     progress("building the nodes");
     let viaduct = Forwarder::Viaduct { port_mode: setup.port_mode, workers: setup.workers };
+    let wiring = if options.switch { Wiring::Switch } else { Wiring::Cable };
+    let testpmd = (!options.without_testpmd).then(|| Testpmd::build_nodes(wiring));
     let arms = Arms {
-        viaduct: Nodes::build("viaduct", viaduct)?,
-        testpmd: if options.without_testpmd { None } else { Some(Testpmd::build_nodes()?) },
-        kernel: Nodes::build("kernel", Forwarder::Kernel)?,
+        viaduct: Nodes::build("viaduct", viaduct, wiring)?,
+        testpmd: testpmd.transpose()?,
+        kernel: Nodes::build("kernel", Forwarder::Kernel, wiring)?,
     };
     let mut turns = Vec::new();
     for pair in 0..options.turns.pairs {
@@ -135,8 +140,9 @@ impl Arms {
 
 impl Nodes {
     /// Builds the lane; returns when packets take the uplinks in both directions.
-    fn build(arm: &'static str, forwarder: Forwarder) -> Result<Nodes> {
-        let mut cluster = Cluster::make(ClusterSetup::new(forwarder, 2))?;
+    fn build(arm: &'static str, forwarder: Forwarder, wiring: Wiring) -> Result<Nodes> {
+        let setup = ClusterSetup { wiring, ..ClusterSetup::new(forwarder, 2) };
+        let mut cluster = Cluster::make(setup)?;
         plain_switch(cluster.switch())?;
         if let Forwarder::Viaduct { workers, .. } = forwarder {
             for (number, cores) in cores_of_nodes(&usable_cores()?, workers).iter().enumerate() {

@@ -108,6 +108,15 @@ pub enum Routes {
     Wanted,
 }
 
+/// What joins the nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wiring {
+    /// Switches, one for each uplink.
+    Switch,
+    /// A cable between two nodes. A switch would be the kernel's work, on the sender's core.
+    Cable,
+}
+
 /// What a cluster is like.
 #[derive(Clone, Debug)]
 pub struct ClusterSetup {
@@ -117,8 +126,10 @@ pub struct ClusterSetup {
     pub nodes: usize,
     /// How many of them, the last ones, are plain Linux whoever forwards on the others.
     pub plain: usize,
-    /// How many switches and uplinks of each node there are, 1 or 2.
+    /// How many uplinks of each node there are, 1 or 2.
     pub uplinks: usize,
+    /// What joins them.
+    pub wiring: Wiring,
     /// Who tells the nodes where the others' pods are.
     pub routes: Routes,
     /// MTU of the switch and the uplinks, in bytes; `[node] mtu` too.
@@ -140,6 +151,7 @@ impl ClusterSetup {
             nodes,
             plain: 0,
             uplinks: 1,
+            wiring: Wiring::Switch,
             routes: Routes::Given,
             mtu: 1500,
             offloads: Offloads::Off,
@@ -238,8 +250,11 @@ impl Cluster {
         let nodes = (0..setup.nodes).map(|_| Node::make(setup.node()));
         let nodes = nodes.collect::<Result<Vec<Node>>>()?;
         let cluster = Cluster { setup, nodes, switch };
-        for number in 0..cluster.nodes.len() {
-            cluster.plug_in(number)?;
+        match cluster.setup.wiring {
+            Wiring::Switch => {
+                (0..cluster.nodes.len()).try_for_each(|node| cluster.plug_in(node))?
+            }
+            Wiring::Cable => cluster.join()?,
         }
         for from in (0..cluster.nodes.len()).filter(|_| cluster.setup.routes == Routes::Given) {
             for to in (0..cluster.nodes.len()).filter(|to| *to != from) {
@@ -271,6 +286,19 @@ impl Cluster {
         self.connect(self.node(number).namespace(), number)
     }
 
+    /// Lays the cable between two nodes.
+    fn join(&self) -> Result<()> {
+        ensure!(self.nodes.len() == 2 && self.setup.uplinks == 1, "a cable has two ends");
+        let [one, other] = [0, 1].map(|number| (self.node(number).namespace(), UPLINK));
+        self.cable().lay(one, other)?;
+        give_addresses(one, 0, 0)?;
+        give_addresses(other, 0, 1)
+    }
+
+    fn cable(&self) -> Cable {
+        Cable { queues: QUEUES, mtu: self.setup.mtu, offloads: self.setup.offloads }
+    }
+
     /// A host on the switch, which is no node: its numbers are above theirs. Pods are no part of
     /// what it knows.
     ///
@@ -284,14 +312,11 @@ impl Cluster {
     }
 
     fn connect(&self, namespace: &Namespace, number: usize) -> Result<()> {
-        let cable = Cable { queues: QUEUES, mtu: self.setup.mtu, offloads: self.setup.offloads };
         for (switch, (ifname, bridge, letter)) in self.setup.switches().enumerate() {
             let port = format!("{letter}{number}");
-            cable.lay((namespace, ifname), (&self.switch, &port))?;
+            self.cable().lay((namespace, ifname), (&self.switch, &port))?;
             ip(&self.switch, &format!("link set {port} master {bridge}"))?;
-            let [v4, v6] = Cluster::address_on(switch, number);
-            ip(namespace, &format!("addr add {v4}/24 dev {ifname}"))?;
-            ip(namespace, &format!("addr add {v6}/64 dev {ifname} nodad"))?;
+            give_addresses((namespace, ifname), switch, number)?;
         }
         Ok(())
     }
@@ -495,6 +520,14 @@ pub fn kernel_forwarded(namespace: &Namespace) -> Result<u64> {
     let v6 = text.lines().find_map(|line| line.strip_prefix("Ip6OutForwDatagrams"));
     let v6: u64 = v6.context("the kernel counts Ip6OutForwDatagrams")?.trim().parse()?;
     Ok(v4 + v6)
+}
+
+/// Gives an uplink the addresses of a node or host on a switch or cable.
+fn give_addresses(uplink: (&Namespace, &str), switch: usize, number: usize) -> Result<()> {
+    let (namespace, ifname) = uplink;
+    let [v4, v6] = Cluster::address_on(switch, number);
+    ip(namespace, &format!("addr add {v4}/24 dev {ifname}"))?;
+    ip(namespace, &format!("addr add {v6}/64 dev {ifname} nodad"))
 }
 
 /// Bridges that forward at once and say nothing themselves.
