@@ -75,6 +75,8 @@ pub struct Engine {
     unserved: BTreeSet<Attachment>,
     /// Those of them whose interface is gone, and since when.
     lost: BTreeMap<Attachment, Instant>,
+    /// Pods that get no super-packets, because their kernels have refused one.
+    segments_only: BTreeSet<Attachment>,
     /// What was last seen of each worker.
     heartbeats: Vec<watch::Heartbeat>,
     /// Sockets of re-adopted pods, until they stand in the socket map.
@@ -149,6 +151,7 @@ impl Engine {
             unserved: BTreeSet::new(),
             adopted_sockets: Vec::new(),
             lost: BTreeMap::new(),
+            segments_only: BTreeSet::new(),
             heartbeats: vec![watch::Heartbeat::new(); limits.workers.into()],
             started,
         };

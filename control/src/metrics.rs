@@ -223,6 +223,7 @@ impl Exposition {
                 ("rx", frames.rx),
                 ("tx", frames.tx),
                 ("crossing", frames.crossing),
+                ("held", frames.held),
             ];
             for (place, count) in places {
                 self.sample(name, &[("worker", &worker.id.to_string()), ("place", place)], count);
@@ -230,7 +231,7 @@ impl Exposition {
         }
         let name = "viaduct_worker_packets_total";
         let help = "Packets of the worker by event: received, generated and crossed_in add up to \
-                    sent, dropped and crossed_out.";
+                    merged, sent, dropped, crossed_out and held_packets.";
         self.family(name, "counter", help);
         for worker in workers {
             let packets = &worker.packets;
@@ -238,6 +239,7 @@ impl Exposition {
                 ("received", packets.received),
                 ("generated", packets.generated),
                 ("crossed_in", packets.crossed_in),
+                ("merged", packets.merged),
                 ("sent", packets.sent),
                 ("dropped", packets.dropped),
                 ("crossed_out", packets.crossed_out),
@@ -245,6 +247,12 @@ impl Exposition {
             for (event, count) in events {
                 self.sample(name, &[("worker", &worker.id.to_string()), ("event", event)], count);
             }
+        }
+        let name = "viaduct_worker_held_packets";
+        self.family(name, "gauge", "Packets of the worker held for others to join them.");
+        for worker in workers {
+            let id = worker.id.to_string();
+            self.sample(name, &[("worker", &id)], worker.packets.held);
         }
         let name = "viaduct_worker_drops_total";
         let help = "Dropped packets of the worker that no port counts: theirs had gone.";

@@ -84,6 +84,9 @@ pub struct PortCounters {
     pub from_pod: DirectionCounters,
     /// Packets for the pod (or the node).
     pub to_pod: DirectionCounters,
+    /// Packets longer than the route MTU that the pod's kernel has refused as too big for a link
+    /// behind it: the pod hands on what comes to it, and cannot cut a super-packet again.
+    pub refused_whole: Counter,
 }
 
 /// What a worker did.
@@ -99,6 +102,10 @@ pub struct WorkerCounters {
     pub received: Counter,
     /// Packets made here: ICMP errors, and segments beyond the first of a super-packet cut here.
     pub generated: Counter,
+    /// Packets that joined one before them, and went on as a part of it.
+    pub merged: Counter,
+    /// Packets that are held at present, for others to join them.
+    pub held: Counter,
     /// Packets given to tx rings.
     pub sent: Counter,
     /// Packets not forwarded: each for a reason of a port, or counted in `port_down`.
@@ -118,6 +125,8 @@ pub struct WorkerCounters {
     pub frames_tx: Counter,
     /// Frames on the way to another worker.
     pub frames_crossing: Counter,
+    /// Frames of packets that are held to be merged.
+    pub frames_held: Counter,
     /// All frames of the worker.
     pub frames_total: Counter,
     /// Generation of the tables that the worker forwards by.
@@ -125,14 +134,14 @@ pub struct WorkerCounters {
 }
 
 impl WorkerCounters {
-    /// The packet law: what came in or was made here is accounted for. Between passes the worker
-    /// holds nothing, so the two sides are equal (`received` and `sent` count what crossed rings;
-    /// what the kernel dropped before or after is a drop reason of the port).
+    /// The packet law: what came in or was made here is accounted for. The two sides are equal
+    /// between passes (`received` and `sent` count what crossed rings; what the kernel dropped
+    /// before or after is a drop reason of the port).
     #[must_use]
     pub fn packets_conserved(&self) -> bool {
         let into = self.received.get() + self.generated.get() + self.crossed_in.get();
         let out = self.sent.get() + self.dropped.get() + self.crossed_out.get();
-        into == out
+        into == out + self.merged.get() + self.held.get()
     }
 
     /// The frame law: every frame is somewhere.
@@ -141,7 +150,8 @@ impl WorkerCounters {
         let held = self.frames_free.get()
             + self.frames_rx.get()
             + self.frames_tx.get()
-            + self.frames_crossing.get();
+            + self.frames_crossing.get()
+            + self.frames_held.get();
         held == self.frames_total.get()
     }
 }

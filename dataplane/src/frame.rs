@@ -7,6 +7,8 @@
 //!
 //! A packet is a chain of 1 to [`CHAIN_MAX`] frames. The links live in the pool, beside the bytes.
 
+mod bytes;
+
 use std::sync::Arc;
 
 use crate::xsk::area::Area;
@@ -385,86 +387,6 @@ impl FramePool {
             index = state.next;
             Some(bytes)
         })
-    }
-
-    /// A packet of `len` undefined bytes, in as many frames as it takes. `None`, and nothing
-    /// taken, when there are too few, or it takes more than [`CHAIN_MAX`].
-    pub fn chain(&mut self, len: usize) -> Option<Packet> {
-        const ROOM: usize = FRAME_BYTES - HEADROOM as usize;
-        let frames = len.div_ceil(ROOM).max(1);
-        if frames > CHAIN_MAX || self.free.len() < frames {
-            return None;
-        }
-        let mut packet = self.packet(len.min(ROOM))?;
-        for index in 1..frames {
-            let piece = self.packet((len - index * ROOM).min(ROOM)).expect("counted above");
-            self.append(&mut packet, piece).expect("counted above");
-        }
-        Some(packet)
-    }
-
-    /// Fills `target` from its byte `to` on with the bytes of `source` from `from` on. Panics when
-    /// `source` is shorter, or `to` is not in the first frame: the caller has both lengths.
-    pub fn copy_between(&mut self, source: &Packet, from: usize, target: &mut Packet, to: usize) {
-        let area = self.area.clone();
-        let (mut index, mut at, mut skip) = (target.head, from, to);
-        while index != END {
-            let state = &self.frames[index as usize];
-            let out = &mut area.bytes_mut(index, state.offset, state.len)[skip..];
-            self.copy_out(source, at, out);
-            (index, at, skip) = (state.next, at + out.len(), 0);
-        }
-    }
-
-    /// Copies bytes `from..from + out.len()` of the packet into `out`. Panics when the packet is
-    /// shorter: the caller has its length.
-    pub fn copy_out(&self, packet: &Packet, mut from: usize, out: &mut [u8]) {
-        let mut done = 0;
-        for piece in self.pieces(packet) {
-            if done == out.len() {
-                return;
-            }
-            if from >= piece.len() {
-                from -= piece.len();
-                continue;
-            }
-            let n = (piece.len() - from).min(out.len() - done);
-            out[done..done + n].copy_from_slice(&piece[from..from + n]);
-            done += n;
-            from = 0;
-        }
-        assert_eq!(done, out.len(), "the packet has the bytes that were asked for");
-    }
-
-    /// A packet with a copy of `bytes`, in as many frames as it takes.
-    pub fn packet_from<'a>(&mut self, pieces: impl Iterator<Item = &'a [u8]>) -> Option<Packet> {
-        const ROOM: usize = FRAME_BYTES - HEADROOM as usize;
-        let mut packet: Option<Packet> = None;
-        for mut bytes in pieces {
-            while !bytes.is_empty() {
-                let n = bytes.len().min(ROOM);
-                let Some(mut piece) = self.packet(n) else {
-                    if let Some(packet) = packet {
-                        self.release(packet);
-                    }
-                    return None;
-                };
-                self.head_mut(&mut piece).copy_from_slice(&bytes[..n]);
-                bytes = &bytes[n..];
-                packet = match packet.take() {
-                    None => Some(piece),
-                    Some(mut chain) => match self.append(&mut chain, piece) {
-                        Ok(()) => Some(chain),
-                        Err(piece) => {
-                            self.release(piece);
-                            self.release(chain);
-                            return None;
-                        }
-                    },
-                };
-            }
-        }
-        packet
     }
 
     /// Frame index and offset of an address; `None` outside of the area.

@@ -1,4 +1,5 @@
-//! ICMP and ICMPv6 *error* packets: which packets may be answered with one, and its bytes.
+//! ICMP and ICMPv6 *error* packets: which packets may be answered with one, and its bytes; and what
+//! one that somebody else sent says of a packet that was too big.
 //!
 //! A router owes the sender a reason (RFC 1812 §4.3, RFC 4443 §2.4), but an answer to the wrong
 //! packet multiplies traffic, so [`build`] refuses whatever [`may_answer`] refuses; ask that first
@@ -245,6 +246,19 @@ pub fn build(
             let error = ErrorV6 { kind, offending, source: source.octets() };
             error.write(datagram, envelope, out)
         }
+    }
+}
+
+/// How long the packet was, in bytes from its IP header on, that an error refuses as too big: ICMP
+/// 3/4 (RFC 1191 §4) or ICMPv6 2 (RFC 4443 §3.2). `message` begins with the ICMP header. `None` for
+/// any other message, or one that quotes too little.
+#[must_use]
+pub fn refused_bytes(is_v4: bool, message: &[u8]) -> Option<usize> {
+    let (kind, quoted) = (message.first_chunk::<2>()?, message.get(ICMP_BYTES..)?);
+    match (is_v4, kind) {
+        (true, [3, 4]) => header(quoted, 4).map(total_bytes_v4),
+        (false, [2, _]) => header(quoted, 6).map(total_bytes_v6),
+        _ => None,
     }
 }
 

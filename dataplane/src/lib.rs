@@ -18,6 +18,7 @@ pub mod fib;
 pub mod fragment;
 pub mod frame;
 pub mod icmp;
+pub mod merge;
 pub mod neighbor;
 pub mod offload;
 pub mod parse;

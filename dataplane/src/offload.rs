@@ -5,9 +5,8 @@
 //! start with 02. It is an untrusted hint: whatever a pod writes there may only harm its own
 //! packets. Without the marker the checksum state is inferred.
 
-use crate::checksum::{pseudo_header_v4, pseudo_header_v6};
 use crate::drop::DropReason;
-use crate::parse::{Addresses, ETHERNET_BYTES, Fragment, Headers, protocol, u16_at};
+use crate::parse::{ETHERNET_BYTES, Fragment, Headers, protocol, u16_at};
 use crate::port::{Mac, Partial};
 
 /// First byte of a marker.
@@ -17,7 +16,7 @@ const FLAG_PARTIAL: u8 = 1 << 0;
 const FLAG_ENCAPSULATED: u8 = 1 << 1;
 
 /// Offset of the checksum field in a TCP header.
-const TCP_CHECKSUM: u16 = 16;
+pub(crate) const TCP_CHECKSUM: u16 = 16;
 /// Offset of the checksum field in a UDP header.
 const UDP_CHECKSUM: u16 = 6;
 
@@ -119,16 +118,7 @@ fn infer(head: &[u8], headers: &Headers) -> Offload {
         return Offload::default();
     }
     let l4_bytes = headers.len - headers.l4_offset;
-    let sum = match headers.addresses {
-        Addresses::V4 { src, dst } => {
-            let l4_bytes = l4_bytes as u16;
-            pseudo_header_v4(src.octets(), dst.octets(), headers.protocol, l4_bytes)
-        }
-        Addresses::V6 { src, dst } => {
-            let l4_bytes = l4_bytes as u32;
-            pseudo_header_v6(src.octets(), dst.octets(), headers.protocol, l4_bytes)
-        }
-    };
+    let sum = headers.addresses.pseudo_header(headers.protocol, l4_bytes);
     let partial =
         (field == sum.fold()).then_some(Partial { start: headers.l4_offset as u16, offset });
     Offload { partial, ..Offload::default() }

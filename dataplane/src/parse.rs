@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use etherparse::err::ipv4::{HeaderError as Ipv4Error, HeaderSliceError as Ipv4SliceError};
 use etherparse::{Ipv4HeaderSlice, Ipv6HeaderSlice};
 
-use crate::checksum::Sum;
+use crate::checksum::{Sum, pseudo_header_v4, pseudo_header_v6};
 use crate::drop::DropReason;
 use crate::port::Mac;
 
@@ -57,6 +57,22 @@ pub enum Addresses {
         /// Destination.
         dst: Ipv6Addr,
     },
+}
+
+impl Addresses {
+    /// The sum of the pseudo-header of a packet of `protocol`, whose L4 header and payload are
+    /// `l4_bytes` long: at most what an IP header can say.
+    #[must_use]
+    pub fn pseudo_header(&self, protocol: u8, l4_bytes: usize) -> Sum {
+        match self {
+            Addresses::V4 { src, dst } => {
+                pseudo_header_v4(src.octets(), dst.octets(), protocol, l4_bytes as u16)
+            }
+            Addresses::V6 { src, dst } => {
+                pseudo_header_v6(src.octets(), dst.octets(), protocol, l4_bytes as u32)
+            }
+        }
+    }
 }
 
 /// Which part of a datagram a packet is.

@@ -34,7 +34,7 @@ pub struct Partial {
 pub struct Kicked {
     /// Packets that the interface refused; they are lost and were counted as sent before.
     pub refused: u64,
-    /// The kernel has not taken everything: kick again in the next pass.
+    /// The kernel has not taken everything, and may the next time: kick again in the next pass.
     pub pending: bool,
 }
 

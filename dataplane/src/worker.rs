@@ -22,6 +22,7 @@ mod command;
 mod cut;
 mod exit;
 mod fragment;
+mod merge;
 mod parts;
 mod rest;
 
@@ -83,6 +84,8 @@ pub struct Worker<P> {
     /// Of errors to other nodes: whoever sends by a wire cannot use up what pods are told.
     wire_limiter: Limiter,
     batch: Vec<Packet>,
+    /// Packets from uplinks that the next ones may join.
+    held: Vec<merge::Held>,
     now_ns: u64,
     ports_added: bool,
     stopping: bool,
@@ -129,6 +132,7 @@ impl<P: PacketIo> Worker<P> {
         for index in 0..self.incoming.len() {
             taken += self.receive_crossings(&tables, index); // from other workers: to-pod half
         }
+        self.let_old_go(&tables); // what waited to be merged
         self.kick(); // wake the kernel and the workers that got something
         self.counters.passes.add(1);
         taken
@@ -137,9 +141,9 @@ impl<P: PacketIo> Worker<P> {
     /// Takes the newest snapshot, for a whole pass: one reference count per pass, not per packet.
     /// The old one is freed by control.
     fn adopt(&mut self) -> Arc<Tables> {
-        let newest = self.subscription.adopt();
-        if newest.generation() != self.tables.generation() {
-            self.tables = newest.clone();
+        if self.subscription.adopt().generation() != self.tables.generation() {
+            self.let_all_go();
+            self.tables = self.subscription.adopt().clone();
             // Release: pairs with the fence in `Publisher::retire`; who reads the generation set
             // below may rely on our having let go of every older snapshot.
             fence(Ordering::Release);
@@ -180,8 +184,15 @@ impl<P: PacketIo> Worker<P> {
                 let counters = &self.ports[ingress].counters.from_pod;
                 counters.wire_packets.add(u64::from(routed.wire_packets));
                 counters.wire_bytes.add(u64::from(routed.wire_bytes));
+                if headers.icmp_type.is_some() {
+                    self.note_refusal(ingress, port, &packet, &headers);
+                }
                 self.rewrite(&exit, &mut packet, &headers);
-                self.hand_over(tables, ingress, packet, routed, &headers, &exit);
+                if merge::may_merge(tables, port, &exit, &headers) {
+                    self.merge(tables, ingress, packet, routed, &headers, &exit);
+                } else {
+                    self.hand_over(tables, ingress, packet, routed, &headers, &exit);
+                }
             }
             Ok(Verdict::Answer(answer)) => {
                 self.pool.release(packet);

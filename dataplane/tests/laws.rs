@@ -7,19 +7,47 @@
 mod harness;
 
 use dataplane::port::PortId;
-use harness::packet::{Packet, packet};
-use harness::{A, B, C, CUSTOM, End, FAR_V4, FAR_V6, NOBODY_V4, NODE, Node, PLAIN, Setup};
+use harness::packet::{Check, Packet, packet};
+use harness::{ENDS, End, FAR_V4, FAR_V6, NOBODY_V4, Node, Setup, UPLINK, VETH_UPLINK};
 use proptest::prelude::*;
-
-const ENDS: [&End; 6] = [&NODE, &A, &B, &C, &CUSTOM, &PLAIN];
 
 /// Something that happens. Ports are given as an index of [`ENDS`].
 #[derive(Clone, Debug)]
 enum Event {
-    Good { from: usize, to: usize, v6: bool, kind: u8, payload: usize, gso_size: u16 },
-    Broken { from: usize, to: usize, v6: bool, at: usize, value: u8, len: usize },
-    Noise { from: usize, bytes: Vec<u8> },
-    Descriptor { from: usize, address: u64, len: u32 },
+    Good {
+        from: usize,
+        to: usize,
+        v6: bool,
+        kind: u8,
+        payload: usize,
+        gso_size: u16,
+    },
+    Broken {
+        from: usize,
+        to: usize,
+        v6: bool,
+        at: usize,
+        value: u8,
+        len: usize,
+    },
+    /// Segments of one stream, one of which may have a wrong checksum.
+    Stream {
+        by_veth: bool,
+        to: usize,
+        v6: bool,
+        size: usize,
+        count: usize,
+        wrong: usize,
+    },
+    Noise {
+        from: usize,
+        bytes: Vec<u8>,
+    },
+    Descriptor {
+        from: usize,
+        address: u64,
+        len: u32,
+    },
     Remove(usize),
     Reclaim(usize),
     Add(usize),
@@ -43,6 +71,12 @@ fn event() -> impl Strategy<Value = Event> {
         ),
         6 => (port(), port(), any::<bool>(), 0..120usize, any::<u8>(), 1..300usize).prop_map(
             |(from, to, v6, at, value, len)| Event::Broken { from, to, v6, at, value, len }
+        ),
+        12 => (any::<bool>(), port(), any::<bool>(), sizes(), 1..40usize, 0..80usize).prop_map(
+            |(by_veth, to, v6, size, count, wrong)| {
+                let (size, count) = (size.max(1), count.min(60_000 / size.max(1)));
+                Event::Stream { by_veth, to, v6, size, count, wrong }
+            }
         ),
         3 => (port(), prop::collection::vec(any::<u8>(), 1..200))
             .prop_map(|(from, bytes)| Event::Noise { from, bytes }),
@@ -86,9 +120,15 @@ fn good(from: &End, to: &End, v6: bool, kind: u8, payload: usize, gso_size: u16)
         1 => packet.tcp(1, 2).marked(gso_size),
         2 => packet.tcp(1, 2).dst(if v6 { FAR_V6 } else { FAR_V4 }).marked(gso_size),
         3 => packet.icmp(8, 0).dst(NOBODY_V4),
-        4 => packet.tcp(1, 2).check(harness::packet::Check::Partial),
+        4 => packet.tcp(1, 2).check(Check::Partial),
         _ => packet.ttl(gso_size as u8),
     }
+}
+
+/// Segments of a stream from another node. Of few ports, so that one goes on with another at times.
+fn stream(from: &End, to: &End, v6: bool, size: usize, count: usize) -> Vec<Packet> {
+    let stream = packet().from(from).to(to).family(v6).tcp(1 + count as u16 % 10, 2);
+    stream.payload(size * count).segments(size)
 }
 
 /// Where a port is in its life: control removes, reclaims and adds in this order.
@@ -121,6 +161,15 @@ impl World {
                 }
                 bytes.truncate(len);
                 self.node.inject(id(from), bytes);
+            }
+            Event::Stream { by_veth, to, v6, size, count, wrong } => {
+                let from = if by_veth { &VETH_UPLINK } else { &UPLINK };
+                let segments = stream(from, ENDS[to], v6, size, count);
+                for (number, segment) in segments.into_iter().enumerate() {
+                    let check =
+                        if number == wrong { Check::Value(0x1234) } else { Check::Complete };
+                    self.node.inject(from.id, segment.check(check).build());
+                }
             }
             Event::Noise { from, bytes } => self.node.inject(id(from), bytes),
             Event::Descriptor { from, address, len } => self.node.corrupt(id(from), address, len),

@@ -11,8 +11,9 @@ use std::rc::Rc;
 use dataplane::drop::DropReason;
 use dataplane::fib::{Action, ActionId, Fib, NextHop, UplinkId, flow_hash};
 use dataplane::tables::Prefix;
-use harness::packet::{Check, packet};
+use harness::packet::{ACK, Check, PSH, packet};
 use harness::{A, B, C, Direction, ENDS, FAR_V4, FAR_V6, NOBODY_V4, NODE, Node, PLAIN, Setup};
+use harness::{UPLINK, VETH_UPLINK};
 
 thread_local! {
     /// Allocations of this thread: libtest's own do not count.
@@ -78,6 +79,25 @@ fn from_a() -> Rc<[Vec<u8>]> {
     frames.into()
 }
 
+/// What comes off a wire: streams to pods on both workers, side by side, one of them longer than
+/// a merged packet may be, one damaged, one that ends with a push, one for a pod in basic mode.
+fn from_wire() -> Rc<[Vec<u8>]> {
+    let mut packets = Vec::new();
+    for v6 in [false, true] {
+        let base = packet().from(&UPLINK).family(v6).tcp(443, 4000);
+        let long = base.clone().to(&A).payload(60_000).segments(1400);
+        let mut damaged = base.clone().to(&C).payload(10_000).segments(1000);
+        damaged[4] = damaged[4].clone().check(Check::Value(0x1234));
+        let pushed = base.clone().to(&B).flags(ACK | PSH).payload(14_000).segments(1400);
+        let plain = base.to(&PLAIN).payload(3_000).segments(1000);
+        let mut rest = [long, damaged, pushed, plain].map(|flow| flow.into_iter());
+        while rest.iter().any(|flow| flow.len() > 0) {
+            packets.extend(rest.iter_mut().filter_map(Iterator::next));
+        }
+    }
+    packets.iter().map(|packet| packet.build()).collect()
+}
+
 #[test]
 fn a_million_packets_allocate_nothing() {
     let setup = Setup { workers: 2, frames: 4096, fill: 512, ..Setup::default() };
@@ -90,6 +110,8 @@ fn a_million_packets_allocate_nothing() {
     node.replay(B.id, Rc::new(back));
     let inward = [&A, &B].map(|to| packet().from(&NODE).to(to).src(FAR_V4).payload(700).build());
     node.replay(NODE.id, Rc::new(inward));
+    node.replay(UPLINK.id, from_wire());
+    node.replay(VETH_UPLINK.id, from_wire());
     let round = |node: &mut Node| {
         node.advance(1_000_000);
         node.pass(0);
@@ -111,6 +133,8 @@ fn a_million_packets_allocate_nothing() {
         (1, &node.worker(1).crossed_in),
         (1, &node.worker(1).crossed_out),
         (0, &node.worker(0).generated),
+        (0, &node.worker(0).merged),
+        (1, &node.worker(1).merged),
     ] {
         assert!(counter.get() > 10_000, "worker {worker}: {}", counter.get());
     }

@@ -506,9 +506,9 @@ fn laws_hold(worker: &Value) -> bool {
     let sum = |part: &str, keys: &[&str]| -> u64 {
         keys.iter().map(|key| worker[part][key].as_u64().unwrap_or_default()).sum()
     };
-    let frames = sum("frames", &["free", "rx", "tx", "crossing"]);
+    let frames = sum("frames", &["free", "rx", "tx", "crossing", "held"]);
     let came = sum("packets", &["received", "generated", "crossed_in"]);
-    let went = sum("packets", &["sent", "dropped", "crossed_out"]);
+    let went = sum("packets", &["merged", "held", "sent", "dropped", "crossed_out"]);
     frames == sum("frames", &["total"]) && frames > 0 && came == went
 }
 

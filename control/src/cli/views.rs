@@ -83,6 +83,7 @@ fn frames(workers: &[WorkerRow]) -> String {
         (Right, "RX"),
         (Right, "TX"),
         (Right, "CROSSING"),
+        (Right, "HELD"),
         (Left, "LAW"),
     ]);
     for worker in workers {
@@ -99,6 +100,7 @@ fn frames(workers: &[WorkerRow]) -> String {
             count(frames.rx),
             count(frames.tx),
             count(frames.crossing),
+            count(frames.held),
             law(frames.conserved()),
         ]);
     }
@@ -111,6 +113,8 @@ fn packets(workers: &[WorkerRow]) -> String {
         (Right, "RECEIVED"),
         (Right, "GENERATED"),
         (Right, "CROSSED IN"),
+        (Right, "MERGED"),
+        (Right, "HELD"),
         (Right, "SENT"),
         (Right, "DROPPED"),
         (Right, "CROSSED OUT"),
@@ -123,6 +127,8 @@ fn packets(workers: &[WorkerRow]) -> String {
             count(packets.received),
             count(packets.generated),
             count(packets.crossed_in),
+            count(packets.merged),
+            count(packets.held),
             count(packets.sent),
             count(packets.dropped),
             count(packets.crossed_out),

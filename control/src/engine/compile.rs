@@ -69,9 +69,17 @@ fn pod_port(engine: &Engine, pod: &PodRecord) -> PortSpec {
         mac: pod.mac,
         gateway_mac: pod.host_mac,
         mtu: pod.route_mtu as usize,
-        device_mtu: pod.offloads.device_mtu(pod.route_mtu) as usize,
+        device_mtu: longest(engine, pod) as usize,
         addresses: pod.addresses.iter().map(|address| address.address).collect(),
         hints: Hints::Marker,
         tx_checksum: engine.ports.features.tx_checksum,
+    }
+}
+
+/// Bytes of the longest IP packet that a pod gets: a super-packet, unless it could not hand it on.
+pub(super) fn longest(engine: &Engine, pod: &PodRecord) -> u32 {
+    match engine.segments_only.contains(&pod.attachment) {
+        true => pod.route_mtu,
+        false => pod.offloads.device_mtu(pod.route_mtu),
     }
 }

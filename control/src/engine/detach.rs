@@ -41,6 +41,7 @@ impl Engine {
         self.ipam.free(&pod.attachment, now_ns);
         self.unserved.remove(&pod.attachment);
         self.lost.remove(&pod.attachment);
+        self.segments_only.remove(&pod.attachment);
         if self.leaving.contains_key(&port_of(pod)) {
             self.state.hold_slot(pod.slot);
         }

@@ -9,7 +9,7 @@ use dataplane::port::PortId;
 use serde::{Deserialize, Serialize};
 
 use super::attach::text;
-use super::compile::{FIRST_POD_PORT, port_of};
+use super::compile::{FIRST_POD_PORT, longest, port_of};
 use super::{Engine, Offloads};
 use crate::fib::{ListedHop, ListedRoute, RouteKey};
 use crate::metrics::OpTimes;
@@ -153,6 +153,7 @@ impl Engine {
                 Fallback::Pass => FallbackAction::Pass,
                 Fallback::Drop => FallbackAction::Drop,
             },
+            super_packets: longest(self, pod) > pod.route_mtu,
             from_pod,
             to_pod,
         }

@@ -43,7 +43,35 @@ impl Engine {
         self.look_after_pins();
         self.look_after_uplinks();
         self.serve_unserved();
+        self.spare_onward_pods();
         self.bury_lost(now);
+    }
+
+    /// Keeps super-packets from pods whose kernels have refused one: those with a network of their
+    /// own behind them, as docker in docker. AF_XDP has no way to tell a receiver the segment size,
+    /// so what such a pod hands on must come to it in segments.
+    fn spare_onward_pods(&mut self) {
+        let refuses = |pod: &&PodRecord| {
+            let counters = self.workers.counters(port_of(pod));
+            counters.is_some_and(|counters| counters.refused_whole.get() > 0)
+        };
+        let known = |pod: &&PodRecord| self.segments_only.contains(&pod.attachment);
+        let fresh: Vec<Attachment> = self
+            .state
+            .pods()
+            .filter(|pod| refuses(pod) && !known(pod))
+            .map(|pod| pod.attachment.clone())
+            .collect();
+        if fresh.is_empty() {
+            return;
+        }
+        for attachment in &fresh {
+            tracing::info!(?attachment, "a pod hands packets on: it gets no super-packets");
+        }
+        self.segments_only.extend(fresh);
+        if let Err(error) = self.publish() {
+            tracing::error!(%error, "tell the workers which pods get no super-packets");
+        }
     }
 
     /// What to say about workers that hang, if any does.

@@ -78,14 +78,16 @@ fn terms_of_both_laws_are_on_the_page_and_a_broken_law_shows() {
             let term = |term: &&str| samples[&format!("{name}{{worker=\"{worker}\",{term}\"}}")];
             terms.iter().map(term).sum()
         };
-        let places = ["place=\"free", "place=\"rx", "place=\"tx", "place=\"crossing"];
+        let places =
+            ["place=\"free", "place=\"rx", "place=\"tx", "place=\"crossing", "place=\"held"];
         let owned = samples[&format!("viaduct_worker_frames_owned{{worker=\"{worker}\"}}")];
         let missing = owned - sum("viaduct_worker_frames", &places);
         assert_eq!(missing, if worker == "1" { 1.0 } else { 0.0 });
         let into = ["event=\"received", "event=\"generated", "event=\"crossed_in"];
-        let out = ["event=\"sent", "event=\"dropped", "event=\"crossed_out"];
+        let out = ["event=\"merged", "event=\"sent", "event=\"dropped", "event=\"crossed_out"];
         let name = "viaduct_worker_packets_total";
-        assert_eq!(sum(name, &into), sum(name, &out));
+        let held = samples[&format!("viaduct_worker_held_packets{{worker=\"{worker}\"}}")];
+        assert_eq!(sum(name, &into), sum(name, &out) + held);
     }
     assert_eq!(samples["viaduct_conserved{worker=\"0\",law=\"frames\"}"], 1.0);
     assert_eq!(samples["viaduct_conserved{worker=\"1\",law=\"frames\"}"], 0.0);

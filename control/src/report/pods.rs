@@ -32,6 +32,9 @@ pub struct PodRow {
     pub state: PodState,
     /// What happens to its packets while no worker forwards for it.
     pub fallback: FallbackAction,
+    /// Streams come to it in packets of up to 64 kB. Not with a `basic` port, and not if it hands
+    /// packets on and its kernel has refused one as too big.
+    pub super_packets: bool,
     /// What the pod sent.
     pub from_pod: DirectionRow,
     /// What was for the pod.

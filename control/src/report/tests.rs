@@ -30,11 +30,13 @@ fn worker(id: u16, received: u64, dropped: u64) -> WorkerRow {
         ports: 2,
         generation: 42,
         hugepages: id == 0,
-        frames: FramesRow { free: 32_000, rx: 500, tx: 260, crossing: 8, total: 32_768 },
+        frames: FramesRow { free: 31_998, rx: 500, tx: 260, crossing: 8, held: 2, total: 32_768 },
         packets: PacketsRow {
             received,
             generated: 5,
-            sent: received - dropped - 10,
+            merged: 3,
+            held: 1,
+            sent: received - dropped - 14,
             dropped,
             port_down: u64::from(id),
             crossed_in: 15,
@@ -57,6 +59,7 @@ pub(crate) fn sample() -> Report {
         worker,
         state: PodState::Userspace,
         fallback: FallbackAction::Pass,
+        super_packets: true,
         from_pod,
         to_pod,
     };

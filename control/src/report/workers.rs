@@ -41,6 +41,8 @@ pub struct FramesRow {
     pub tx: u64,
     /// On the way to another worker.
     pub crossing: u64,
+    /// In packets that are held to be merged.
+    pub held: u64,
     /// All of them.
     pub total: u64,
 }
@@ -49,7 +51,7 @@ impl FramesRow {
     /// The frame law: every frame is somewhere.
     #[must_use]
     pub fn conserved(&self) -> bool {
-        self.free + self.rx + self.tx + self.crossing == self.total
+        self.free + self.rx + self.tx + self.crossing + self.held == self.total
     }
 
     fn glance(counters: &WorkerCounters) -> FramesRow {
@@ -58,6 +60,7 @@ impl FramesRow {
             rx: counters.frames_rx.get(),
             tx: counters.frames_tx.get(),
             crossing: counters.frames_crossing.get(),
+            held: counters.frames_held.get(),
             total: counters.frames_total.get(),
         }
     }
@@ -77,6 +80,10 @@ pub struct PacketsRow {
     pub received: u64,
     /// Made here: ICMP errors, and segments beyond the first of a super-packet.
     pub generated: u64,
+    /// Those that joined one before them, and went on as a part of it.
+    pub merged: u64,
+    /// Held at present, for others to join them.
+    pub held: u64,
     /// Given to tx rings.
     pub sent: u64,
     /// Not forwarded.
@@ -94,13 +101,15 @@ impl PacketsRow {
     #[must_use]
     pub fn conserved(&self) -> bool {
         self.received + self.generated + self.crossed_in
-            == self.sent + self.dropped + self.crossed_out
+            == self.merged + self.held + self.sent + self.dropped + self.crossed_out
     }
 
     fn glance(counters: &WorkerCounters) -> PacketsRow {
         PacketsRow {
             received: counters.received.get(),
             generated: counters.generated.get(),
+            merged: counters.merged.get(),
+            held: counters.held.get(),
             sent: counters.sent.get(),
             dropped: counters.dropped.get(),
             port_down: counters.port_down.get(),

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 
 use super::*;
+use crate::checksum::Sum;
 
 const ROOM: usize = FRAME_BYTES - HEADROOM as usize;
 
@@ -39,6 +40,46 @@ fn queued(pool: &mut FramePool, slot: u16, packet: Packet) -> Vec<u64> {
     let mut addresses = Vec::new();
     pool.to_tx(packet, slot, |piece| addresses.push(piece.address));
     addresses
+}
+
+/// A packet whose pieces lie at these offsets in their frames, and its bytes.
+fn laid_out(pool: &mut FramePool, pieces: &[(u16, u16)], first: u8) -> (Packet, Vec<u8>) {
+    let mut whole: Option<Packet> = None;
+    let len: usize = pieces.iter().map(|&(_, len)| usize::from(len)).sum();
+    let bytes: Vec<u8> = pattern(len).iter().map(|byte| byte.wrapping_add(first)).collect();
+    let mut at = 0;
+    for &(offset, len) in pieces {
+        let mut piece = pool.packet(0).expect("enough frames");
+        let state = &mut pool.frames[piece.head as usize];
+        (state.offset, state.len, piece.len) = (offset, len, u32::from(len));
+        pool.head_mut(&mut piece).copy_from_slice(&bytes[at..at + usize::from(len)]);
+        at += usize::from(len);
+        whole = Some(match whole.take() {
+            None => piece,
+            Some(mut chain) => {
+                pool.append(&mut chain, piece).expect("at most 18");
+                chain
+            }
+        });
+    }
+    (whole.expect("a piece"), bytes)
+}
+
+/// Where pieces lie: the first behind its headroom, as they arrive or as merging leaves them.
+fn layout() -> impl Strategy<Value = Vec<(u16, u16)>> {
+    let room = |offset: u16| FRAME_BYTES as u16 - offset;
+    let piece = (HEADROOM..FRAME_BYTES as u16, 0..=100u8, any::<u16>()).prop_map(
+        move |(offset, percent, any)| match percent {
+            0..30 => (HEADROOM, room(HEADROOM)),
+            30..60 => (HEADROOM, any % 1515),
+            60..70 => (offset, room(offset)),
+            _ => (offset, any % (room(offset) + 1)),
+        },
+    );
+    prop_oneof![
+        4 => prop::collection::vec(piece.clone(), 1..4),
+        1 => prop::collection::vec(piece, 1..=CHAIN_MAX),
+    ]
 }
 
 #[test]
@@ -144,6 +185,48 @@ fn too_few_frames_take_none() {
 }
 
 #[test]
+fn what_is_poured_fills_the_room_behind_and_frees_the_frames_that_are_empty_then() {
+    let mut pool = pool(8);
+    let room = FRAME_BYTES - usize::from(HEADROOM) - 1000;
+    for (len, frames) in [(room - 1, 1), (room, 1), (room + 1, 2)] {
+        let mut first = packet(&mut pool, &pattern(1000));
+        let more = packet(&mut pool, &pattern(54 + len));
+        pool.pour(&mut first, more, 54).expect("room in the chain");
+        assert_eq!((first.frames(), first.len()), (frames, 1000 + len));
+        assert_eq!(pool.count().work as usize, frames, "{len} bytes");
+        pool.release(first);
+    }
+    // Nothing is left behind the headers.
+    let mut first = packet(&mut pool, b"first");
+    let headers = packet(&mut pool, &pattern(54));
+    pool.pour(&mut first, headers, 54).expect("nothing to pour");
+    assert_eq!((first.frames(), first.len(), pool.count().work), (1, 5, 1));
+    // The headers end where the first of several frames does.
+    let more = packet(&mut pool, &pattern(ROOM + 10));
+    pool.pour(&mut first, more, ROOM).expect("room in the frame");
+    let expected = [b"first", &pattern(ROOM + 10)[ROOM..]].concat();
+    assert_eq!((bytes(&pool, &first), first.frames()), (expected, 1));
+    pool.release(first);
+    assert_eq!(pool.count().free, 8);
+}
+
+#[test]
+fn a_chain_of_18_frames_takes_what_fits_its_last_and_gives_the_rest_back_unchanged() {
+    let mut pool = pool(40);
+    let full = pattern(CHAIN_MAX * ROOM - 100);
+    let mut long = packet(&mut pool, &full);
+    let more = packet(&mut pool, &pattern(54 + 101));
+    let more = pool.pour(&mut long, more, 54).expect_err("a nineteenth");
+    assert_eq!((more.len(), more.frames(), long.frames()), (155, 1, 18));
+    assert_eq!((bytes(&pool, &more), bytes(&pool, &long)), (pattern(155), full.clone()));
+    pool.pour(&mut long, more, 55).expect("one byte less fits");
+    assert_eq!((long.len(), long.frames()), (CHAIN_MAX * ROOM, 18));
+    assert_eq!(bytes(&pool, &long), [full.as_slice(), &pattern(155)[55..]].concat());
+    pool.release(long);
+    assert_eq!(pool.count().free, 40);
+}
+
+#[test]
 #[should_panic(expected = "a peer returns a frame once")]
 fn a_crossing_frame_that_returns_twice_is_our_own_error() {
     let mut pool = pool(1);
@@ -226,8 +309,58 @@ proptest! {
     }
 
     #[test]
+    fn pouring_equals_concatenation(
+        layouts in prop::collection::vec(layout(), 2..6), skips in any::<[u16; 6]>(),
+    ) {
+        let mut pool = pool(2 * CHAIN_MAX as u32);
+        let (mut whole, mut expected) = laid_out(&mut pool, &layouts[0], 0);
+        for (number, layout) in layouts.iter().enumerate().skip(1) {
+            let (more, more_bytes) = laid_out(&mut pool, layout, number as u8);
+            // At times at the very end of the first frame.
+            let skip = usize::from(skips[number].min(layout[0].1));
+            let tail = &pool.frames[whole.tail as usize];
+            let room = FRAME_BYTES - usize::from(tail.offset + tail.len);
+            let fits = more_bytes.len() - skip <= room;
+            let before = (whole.frames(), more.frames());
+            let refused = !fits && before.0 + before.1 > CHAIN_MAX;
+            match pool.pour(&mut whole, more, skip) {
+                Ok(()) => {
+                    prop_assert!(!refused);
+                    expected.extend(&more_bytes[skip..]);
+                    prop_assert!(whole.frames() <= before.0 + before.1);
+                    prop_assert!(!fits || whole.frames() == before.0);
+                }
+                Err(more) => {
+                    prop_assert!(refused);
+                    prop_assert_eq!((whole.frames(), more.frames()), before);
+                    prop_assert_eq!(&bytes(&pool, &more), &more_bytes);
+                    prop_assert_eq!(more.len(), more_bytes.len());
+                    pool.release(more);
+                }
+            }
+            prop_assert_eq!(&bytes(&pool, &whole), &expected);
+            prop_assert_eq!(whole.len(), expected.len());
+            prop_assert_eq!(pool.pieces(&whole).count(), whole.frames());
+            prop_assert_eq!(pool.count().work as usize, whole.frames());
+            prop_assert!(pool.count().conserved());
+        }
+        pool.release(whole);
+        prop_assert_eq!(pool.count().free, 2 * CHAIN_MAX as u32);
+    }
+
+    #[test]
+    fn the_sum_over_pieces_is_that_over_the_bytes(layout in layout(), from in any::<u16>()) {
+        let mut pool = pool(CHAIN_MAX as u32);
+        let (packet, bytes) = laid_out(&mut pool, &layout, 3);
+        let from = usize::from(from) % (bytes.len() + 1);
+        let expected = Sum::default().add_bytes(&bytes[from..]);
+        prop_assert_eq!(pool.sum_from(&packet, from).checksum(), expected.checksum());
+        pool.release(packet);
+    }
+
+    #[test]
     fn the_frame_law_holds_and_bytes_survive_whatever_happens(
-        steps in prop::collection::vec((0..9u8, 0..3u16, 1..9000usize), 1..200),
+        steps in prop::collection::vec((0..10u8, 0..3u16, 1..9000usize), 1..200),
     ) {
         let mut pool = pool(24);
         let mut world = World::default();
@@ -291,6 +424,17 @@ impl World {
             8 => {
                 pool.reclaim_port(slot);
                 self.sending.retain(|(holder, _)| *holder != slot);
+            }
+            9 if self.working.len() > 1 => {
+                let (mut whole, mut bytes) = self.working.pop_front().expect("two");
+                let (more, more_bytes) = self.working.pop_front().expect("two");
+                let skip = len % (more_bytes.len().min(ROOM) + 1);
+                let skip = skip.min(pool.head(&more).len());
+                match pool.pour(&mut whole, more, skip) {
+                    Ok(()) => bytes.extend(&more_bytes[skip..]),
+                    Err(more) => self.working.push_front((more, more_bytes)),
+                }
+                self.working.push_back((whole, bytes));
             }
             _ => {}
         }

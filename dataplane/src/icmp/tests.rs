@@ -332,6 +332,31 @@ fn a_packet_to_a_link_group_is_not_answered() {
 }
 
 #[test]
+fn an_error_says_how_long_the_packet_was_that_it_refuses() {
+    let (v4, v6) = (udp_v4(1000), udp_v6(1000));
+    let (v4, v6) = (&v4[ETHERNET_BYTES..], &v6[ETHERNET_BYTES..]);
+    let message = |kind, code, quote: &[u8]| [&[kind, code, 0, 0, 0, 0, 5, 220], quote].concat();
+    assert_eq!(refused_bytes(true, &message(3, 4, v4)), Some(1028));
+    assert_eq!(refused_bytes(false, &message(2, 0, v6)), Some(1048));
+    assert_eq!(refused_bytes(true, &message(3, 4, &v4[..20])), Some(1028), "all that is needed");
+    for (is_v4, message) in [
+        (true, message(3, 4, &v4[..19])),
+        (false, message(2, 0, &v6[..39])),
+        (true, message(3, 3, v4)),
+        (true, message(11, 0, v4)),
+        (false, message(1, 4, v6)),
+        (true, message(3, 4, v6)),
+        (false, message(2, 0, v4)),
+        (true, message(2, 0, v4)),
+        (true, vec![3, 4, 0, 0]),
+        (true, vec![3]),
+        (true, Vec::new()),
+    ] {
+        assert_eq!(refused_bytes(is_v4, &message), None, "{message:?}");
+    }
+}
+
+#[test]
 fn an_invalid_ip_header_is_not_answered() {
     refused(&changed(udp_v4(8), |packet| packet[L3 + 8] ^= 1)); // Checksum.
     refused(&changed_v4(udp_v4(8), |packet| packet[L3] = 0x44));

@@ -4,7 +4,8 @@ use etherparse::PacketBuilder;
 use proptest::prelude::*;
 
 use super::*;
-use crate::parse::{self, Parsed};
+use crate::checksum::{pseudo_header_v4, pseudo_header_v6};
+use crate::parse::{self, Addresses, Parsed};
 
 const MAC: Mac = [0x0a, 0, 0, 0, 0, 1];
 

@@ -1,4 +1,5 @@
-//! What a worker answers itself: ARP and neighbour discovery for the gateway, and ICMP errors.
+//! What a worker answers itself: ARP and neighbour discovery for the gateway, and ICMP errors. And
+//! the one ICMP error of pods that it listens to.
 
 use std::net::IpAddr;
 
@@ -9,7 +10,7 @@ use crate::frame::Packet;
 use crate::icmp::{self, ErrorKind};
 use crate::neighbor::{self, ADVERTISEMENT_BYTES, ARP_BYTES, NeighborDrop, PodIdentity};
 use crate::offload::Offload;
-use crate::parse::ETHERNET_BYTES;
+use crate::parse::{Addresses, ETHERNET_BYTES, Headers};
 use crate::port::{Mac, PacketIo};
 use crate::tables::{PortKind, PortSpec, Tables};
 
@@ -96,6 +97,23 @@ impl<P: PacketIo> Worker<P> {
                 self.pool.release(answer);
                 Err(reason(drop).into())
             }
+        }
+    }
+
+    /// Notes that a pod's kernel has refused a super-packet, for control to keep them from the pod.
+    /// What a pod claims here harms nobody else: its own streams come to it in segments.
+    pub(super) fn note_refusal(
+        &self,
+        ingress: usize,
+        port: &PortSpec,
+        packet: &Packet,
+        headers: &Headers,
+    ) {
+        let is_v4 = matches!(headers.addresses, Addresses::V4 { .. });
+        let message = self.pool.head(packet).get(headers.l4_offset..).unwrap_or_default();
+        let refused = icmp::refused_bytes(is_v4, message);
+        if port.kind == PortKind::Pod && refused.is_some_and(|bytes| bytes > port.mtu) {
+            self.ports[ingress].counters.refused_whole.add(1);
         }
     }
 

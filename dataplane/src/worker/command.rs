@@ -75,6 +75,7 @@ impl<P: PacketIo> Worker<P> {
     pub(super) fn obey(&mut self) {
         while self.events.slots() > 0 {
             let Ok(command) = self.commands.pop() else { return };
+            self.let_all_go();
             match command {
                 Command::AddPort { id, io, share, counters } => {
                     self.add_port(Port { id, io: *io, share, counters, pending: false });

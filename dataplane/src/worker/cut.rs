@@ -5,7 +5,7 @@
 
 use super::exit::Exit;
 use super::{Direction, Worker};
-use crate::checksum::{Sum, udp_field};
+use crate::checksum::udp_field;
 use crate::crossing::Routed;
 use crate::drop::DropReason;
 use crate::frame::Packet;
@@ -125,16 +125,9 @@ impl<P: PacketIo> Worker<P> {
     pub(super) fn complete_checksum(&mut self, packet: &mut Packet, partial: Partial) {
         let start = usize::from(partial.start);
         let field = start + usize::from(partial.offset);
-        let mut sum = Sum::default();
-        let mut skip = start;
-        for piece in self.pool.pieces(packet) {
-            let skipped = skip.min(piece.len());
-            sum = sum.add_bytes(&piece[skipped..]);
-            skip -= skipped;
-        }
         // The field holds the pseudo-header sum, so the sum over all is that of a packet with a
         // field of zero plus its pseudo-header.
-        let check = sum.checksum();
+        let check = self.pool.sum_from(packet, start).checksum();
         let udp = partial.offset == UDP_FIELD;
         let check = if udp { udp_field(check) } else { check };
         if let Some(field) = self.pool.head_mut(packet).get_mut(field..field + 2) {

@@ -131,7 +131,7 @@ impl Exit {
 
 /// What picks one of several equal ways: the same for every packet of a flow, and for all
 /// fragments of a datagram.
-fn flow(head: &[u8], headers: &Headers) -> u32 {
+pub(super) fn flow(head: &[u8], headers: &Headers) -> u32 {
     let has_ports = matches!(headers.protocol, protocol::TCP | protocol::UDP)
         && headers.fragment == Fragment::Whole;
     let ports = head.get(headers.l4_offset..).and_then(|l4| l4.first_chunk::<4>());

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::merge::FLOWS_MAX;
 use super::{BATCH_MAX, CommandQueue, EventQueue, Worker};
 use crate::counters::WorkerCounters;
 use crate::crossing::{Bell, CrossingIn, CrossingOut};
@@ -67,6 +68,7 @@ impl<P: PacketIo> Worker<P> {
             limiter: Limiter::new(seed),
             wire_limiter: Limiter::new(seed.rotate_left(32)),
             batch: Vec::with_capacity(BATCH_MAX),
+            held: Vec::with_capacity(FLOWS_MAX),
             now_ns: 0,
             ports_added: false,
             stopping: false,

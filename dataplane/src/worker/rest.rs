@@ -63,12 +63,20 @@ impl<P: PacketIo> Worker<P> {
                 self.housekeep(now_ns);
             }
             if idle >= SPIN_PASSES {
+                self.settle();
                 self.housekeep_cheaply(now_ns);
                 self.sleep(&rest, &mut woken_by);
             }
         }
         self.drain();
         self.id
+    }
+
+    /// Sends what waits for more to come: before the worker rests, which it does only when nothing
+    /// has come for some microseconds.
+    pub fn settle(&mut self) {
+        self.let_all_go();
+        self.kick();
     }
 
     /// Sleeps until a packet, the bell or the longest sleep.
@@ -143,6 +151,7 @@ impl<P: PacketIo> Worker<P> {
         self.counters.frames_rx.set(u64::from(count.rx));
         self.counters.frames_tx.set(u64::from(count.tx));
         self.counters.frames_crossing.set(u64::from(count.crossing));
+        self.counters.frames_held.set(u64::from(count.work));
     }
 
     /// Stop is designed: what was received is served, what was queued is sent.
@@ -154,6 +163,7 @@ impl<P: PacketIo> Worker<P> {
                 break;
             }
         }
+        self.settle();
         self.publish_frame_counts();
     }
 }

@@ -9,6 +9,8 @@ mod forwarding;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod headers;
+mod interleaving;
+mod merging;
 mod neighbors;
 mod rings;
 mod sizes;

@@ -6,7 +6,7 @@ use dataplane::port::Partial;
 use crate::FAMILIES;
 use crate::case::{Case, run_all};
 use crate::harness::packet::{ACK, CWR, Check, FIN, PSH, Packet, packet};
-use crate::harness::{A, B, C, End, FAR_V4, FAR_V6, NODE, PLAIN, Setup};
+use crate::harness::{A, B, C, End, FAR_V4, FAR_V6, NODE, Node, PLAIN, Setup};
 
 const FAR: [&str; 2] = [FAR_V4, FAR_V6];
 
@@ -418,5 +418,31 @@ fn a_super_packet_whose_marker_names_another_header_is_not_cut() {
         let bytes = len + (count - 1) * headers;
         let case = Case::new(format!("{family} shifted"), &A, &forged);
         case.drops(DropReason::BadMarker).wire(count as u64, bytes as u64).run();
+    }
+}
+
+#[test]
+fn a_pod_that_refuses_what_is_longer_than_its_route_takes_is_noted() {
+    for (v6, family) in FAMILIES {
+        let too_big = if v6 { (2, 0) } else { (3, 4) };
+        let other = if v6 { (1, 4) } else { (3, 1) };
+        let header_len = if v6 { 40 } else { 20 };
+        for ((kind, code), ip_len, from, noted) in [
+            (too_big, 1501, &B, 1),
+            (too_big, 60_000, &B, 1),
+            (too_big, 1500, &B, 0),
+            (other, 60_000, &B, 0),
+            (too_big, 60_000, &NODE, 0),
+        ] {
+            let mut node = Node::new(Setup::default());
+            let refused = packet().family(v6).from(&A).to(from).payload(ip_len - header_len - 8);
+            let quote = &refused.build()[14..][..header_len + 8];
+            let error = packet().family(v6).from(from).to(&A).icmp(kind, code);
+            node.inject(from.id, error.payload_bytes(quote).build());
+            node.run();
+            let name = format!("{family}, {kind}/{code} about {ip_len} bytes from {}", from.name);
+            assert_eq!(node.refused_whole(from.id), noted, "{name}");
+            assert_eq!(node.sent(A.id).len(), 1, "{name}: the sender is told, too");
+        }
     }
 }

@@ -36,6 +36,7 @@ enum Layer4 {
         dst: u16,
         sequence: u32,
         flags: u8,
+        window: u16,
     },
     Icmp {
         kind: u8,
@@ -62,6 +63,7 @@ pub struct Packet {
     options: Vec<u8>,
     extensions: Vec<(u8, Vec<u8>)>,
     layer4: Layer4,
+    tcp_options: Vec<u8>,
     check: Check,
     payload: Vec<u8>,
     padding: usize,
@@ -83,6 +85,7 @@ pub fn packet() -> Packet {
         options: Vec::new(),
         extensions: Vec::new(),
         layer4: Layer4::Udp { src: 1, dst: 2 },
+        tcp_options: Vec::new(),
         check: Check::Complete,
         payload: Vec::new(),
         padding: 0,
@@ -186,14 +189,35 @@ impl Packet {
     }
 
     pub fn tcp(mut self, src: u16, dst: u16) -> Self {
-        self.layer4 = Layer4::Tcp { src, dst, sequence: 1000, flags: ACK };
+        self.layer4 = Layer4::Tcp { src, dst, sequence: 1000, flags: ACK, window: 0xffff };
         self
     }
 
     /// Flags of a TCP packet.
     pub fn flags(mut self, flags: u8) -> Self {
-        let Layer4::Tcp { src, dst, sequence, .. } = self.layer4 else { panic!("only for TCP") };
-        self.layer4 = Layer4::Tcp { src, dst, sequence, flags };
+        let Layer4::Tcp { flags: own, .. } = &mut self.layer4 else { panic!("only for TCP") };
+        *own = flags;
+        self
+    }
+
+    /// Sequence number of a TCP packet.
+    pub fn sequence(mut self, sequence: u32) -> Self {
+        let Layer4::Tcp { sequence: own, .. } = &mut self.layer4 else { panic!("only for TCP") };
+        *own = sequence;
+        self
+    }
+
+    /// Window of a TCP packet.
+    pub fn window(mut self, window: u16) -> Self {
+        let Layer4::Tcp { window: own, .. } = &mut self.layer4 else { panic!("only for TCP") };
+        *own = window;
+        self
+    }
+
+    /// Options of a TCP packet, whole words.
+    pub fn tcp_options(mut self, options: &[u8]) -> Self {
+        assert!(options.len().is_multiple_of(4) && options.len() <= 40, "whole words");
+        self.tcp_options = options.to_vec();
         self
     }
 
@@ -288,6 +312,19 @@ impl Packet {
             segment
         };
         self.payload.chunks(size).enumerate().map(segment).collect()
+    }
+
+    /// The packet that these segments of a stream, one behind the other, are merged to: the first
+    /// with the payload of all, the last one's PSH, and its checksum left to do.
+    pub fn whole(segments: &[Packet]) -> Packet {
+        let mut whole = segments[0].clone().check(Check::Partial);
+        whole.payload = segments.iter().flat_map(|segment| segment.payload.clone()).collect();
+        if let (Layer4::Tcp { flags, .. }, Some(Layer4::Tcp { flags: last, .. })) =
+            (&mut whole.layer4, segments.last().map(|last| &last.layer4))
+        {
+            *flags |= last;
+        }
+        whole
     }
 
     /// The IPv4 fragments of at most `size` payload bytes, a multiple of 8.
@@ -386,11 +423,14 @@ impl Packet {
             Layer4::Udp { src, dst } => {
                 header.extend([src, dst, 8 + self.payload.len() as u16, 0].map(u16::to_be_bytes));
             }
-            Layer4::Tcp { src, dst, sequence, flags } => {
+            Layer4::Tcp { src, dst, sequence, flags, window } => {
+                let offset = (5 + self.tcp_options.len() / 4) as u8;
                 header.extend([src, dst].map(u16::to_be_bytes));
                 header.push(((sequence >> 16) as u16).to_be_bytes());
                 header.push((sequence as u16).to_be_bytes());
-                header.extend([[0, 0], [0, 77], [0x50, flags], [0xff, 0xff], [0, 0], [0, 0]]);
+                header.extend([[0, 0], [0, 77], [offset << 4, flags], window.to_be_bytes()]);
+                header.extend([[0, 0], [0, 0]]);
+                header.extend(self.tcp_options.chunks(2).map(|word| [word[0], word[1]]));
             }
             Layer4::Icmp { kind, code, rest } => {
                 header.extend([[kind, code], [0, 0], [rest[0], rest[1]], [rest[2], rest[3]]]);
