@@ -19,7 +19,7 @@ pub(super) fn nft_table(facts: &Facts) -> Vec<Row> {
         (Ok(false), true) => Row::amiss(
             CHECK,
             format!("table inet {TABLE} is missing: pods do not get out under the node's address"),
-            "start viaductd, which puts it back; while it runs it does so within a second",
+            "start viaductd, which puts it back; while it runs it looks once a second",
         ),
         (Err(why), _) => Row::unknown(CHECK, why, ""),
     }]

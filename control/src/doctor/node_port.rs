@@ -13,8 +13,7 @@ use crate::node::{
 };
 
 /// What puts our objects back.
-const RESTORES: &str =
-    "start viaductd, which puts it back; while it runs it does so within a second";
+const RESTORES: &str = "start viaductd, which puts it back; while it runs it looks once a second";
 
 /// No address and no route of others lies within the prefixes of the pods.
 pub(super) fn pod_cidrs(facts: &Facts) -> Vec<Row> {

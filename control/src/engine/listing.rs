@@ -130,7 +130,7 @@ impl Engine {
 
     /// Whether the worker is in charge of its pods.
     fn moves(&self, worker: u16) -> bool {
-        self.heartbeats.get(usize::from(worker)).is_some_and(|heartbeat| !heartbeat.is_out())
+        !self.workers.is_out(worker)
     }
 
     fn pod_row(&self, pod: &PodRecord) -> PodRow {

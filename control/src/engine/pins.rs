@@ -1,5 +1,6 @@
 //! Pins that somebody removes. An XDP link lives by its pin, so a removed one leaves its interface
-//! to the kernel, without the check of sources: it is attached again within a second.
+//! to the kernel, without the check of sources: it is attached again by the next look, once a
+//! second.
 
 use std::collections::BTreeSet;
 

@@ -22,17 +22,11 @@ const LOST_KEPT: Duration = Duration::from_secs(60);
 pub(super) struct Heartbeat {
     passes: u64,
     since: Instant,
-    /// Its sentinels are out of the map: the kernel carries its pods.
-    out: bool,
 }
 
 impl Heartbeat {
     pub(super) fn new() -> Heartbeat {
-        Heartbeat { passes: 0, since: Instant::now(), out: false }
-    }
-
-    pub(super) fn is_out(&self) -> bool {
-        self.out
+        Heartbeat { passes: 0, since: Instant::now() }
     }
 }
 
@@ -76,9 +70,8 @@ impl Engine {
 
     /// What to say about workers that hang, if any does.
     pub(super) fn hangs(&self) -> Option<String> {
-        let mut workers = self.workers.handles().iter().zip(&self.heartbeats);
-        let (worker, _) = workers.find(|(_, heartbeat)| heartbeat.out)?;
-        Some(format!("worker {} hangs: the kernel carries its pods; restart viaductd", worker.id))
+        let out = (0..self.state.limits().workers).find(|worker| self.workers.is_out(*worker))?;
+        Some(format!("worker {out} hangs: the kernel carries its pods; restart viaductd"))
     }
 
     /// Leaves the pods of a worker that hangs to the kernel, until it moves again.
@@ -91,7 +84,8 @@ impl Engine {
             if moves {
                 (heartbeat.passes, heartbeat.since) = (passes, now);
             }
-            let changed = match (heartbeat.out, moves) {
+            let out = self.workers.is_out(worker);
+            let changed = match (out, moves) {
                 (false, false) if now.duration_since(heartbeat.since) >= HANG => {
                     tracing::error!(worker, "hangs: the kernel carries its pods");
                     self.programs.clear_sentinels(u32::from(worker)).map_err(Into::into)
@@ -104,8 +98,7 @@ impl Engine {
             };
             match changed {
                 Ok(()) => {
-                    self.heartbeats[index].out ^= true;
-                    self.workers.set_out(worker, self.heartbeats[index].out);
+                    self.workers.set_out(worker, !out);
                     // Others send by queues whose workers move.
                     self.publish_routes();
                 }

@@ -27,7 +27,7 @@ pub const ROUTE_TABLE: u32 = 0x5644;
 /// VPN and multi-homing set-ups, which begin in the thousands.
 pub const RULE_PRIORITY: u32 = 220;
 
-/// `rtm_protocol` of our routes and rules, for the filters of FRR and BIRD. Free in the kernel's
+/// `rtm_protocol` of our routes and rules, for filters such as BIRD's. Free in the kernel's
 /// list (linux/rtnetlink.h, `RTPROT_*`) and in iproute2's.
 pub const ROUTE_PROTOCOL: u8 = 118;
 

@@ -189,6 +189,7 @@ fn pods_have_the_keys_of_the_contract() {
         "worker",
         "state",
         "fallback",
+        "super_packets",
         "from_pod",
         "to_pod",
     ];
@@ -220,7 +221,7 @@ fn status_has_the_keys_of_the_contract() {
     assert_eq!(worker["id"], 0);
     assert_eq!(worker["core"], 2);
     assert_eq!(worker["busy_ratio"], 0.4375);
-    assert_eq!(keys(&worker["frames"]), ["crossing", "free", "rx", "total", "tx"]);
+    assert_eq!(keys(&worker["frames"]), ["crossing", "free", "held", "rx", "total", "tx"]);
 }
 
 #[test]
