@@ -34,6 +34,7 @@ const DATAGRAM_BYTES_MAX_V6: usize = 1280;
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 const PROTOCOL_ICMP: u8 = 1;
+const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_ICMPV6: u8 = 58;
 /// TTL and hop limit of what we send (IANA, IPv4 Parameters, "IP Time to Live").
 const TTL: u8 = 64;
@@ -249,15 +250,24 @@ pub fn build(
     }
 }
 
-/// How long the packet was, in bytes from its IP header on, that an error refuses as too big: ICMP
-/// 3/4 (RFC 1191 §4) or ICMPv6 2 (RFC 4443 §3.2). `message` begins with the ICMP header. `None` for
-/// any other message, or one that quotes too little.
+/// How long the TCP packet was, in bytes from its IP header on, that an error refuses as too big:
+/// ICMP 3/4 (RFC 1191 §4) or ICMPv6 2 (RFC 4443 §3.2). `told` is whom the error is for, and must
+/// have sent what it quotes (RFC 5927 §4.1 has more such checks); `message` begins with the ICMP
+/// header. `None` for any other message, or one that quotes too little.
 #[must_use]
-pub fn refused_bytes(is_v4: bool, message: &[u8]) -> Option<usize> {
+pub fn refused_tcp_bytes(told: IpAddr, message: &[u8]) -> Option<usize> {
     let (kind, quoted) = (message.first_chunk::<2>()?, message.get(ICMP_BYTES..)?);
-    match (is_v4, kind) {
-        (true, [3, 4]) => header(quoted, 4).map(total_bytes_v4),
-        (false, [2, _]) => header(quoted, 6).map(total_bytes_v6),
+    match (told, kind) {
+        (IpAddr::V4(told), [3, 4]) => {
+            let header = header::<IPV4_BYTES>(quoted, 4)?;
+            let sent = header[9] == PROTOCOL_TCP && header[12..16] == told.octets();
+            sent.then(|| total_bytes_v4(header))
+        }
+        (IpAddr::V6(told), [2, _]) => {
+            let header = header::<IPV6_BYTES>(quoted, 6)?;
+            let sent = header[6] == PROTOCOL_TCP && header[8..24] == told.octets();
+            sent.then(|| total_bytes_v6(header))
+        }
         _ => None,
     }
 }

@@ -63,10 +63,10 @@ impl Behind {
     }
 
     /// Streams between a pod and the host, both ways, in both families. What is refused at first is
-    /// lost; CUBIC goes on at once after that, where BBR would believe in a slow path for seconds.
+    /// lost; Reno goes on at once after that, where BBR would believe in a slow path for seconds.
     fn exchange(&self, from: &Pod, by: &Pod) -> Result<()> {
         for namespace in [&from.namespace, &self.host] {
-            set_sysctl(namespace, "net.ipv4.tcp_congestion_control", "cubic")?;
+            set_sysctl(namespace, "net.ipv4.tcp_congestion_control", "reno")?;
         }
         for (address, dial) in self.addresses.into_iter().zip(by.addresses()) {
             let listener = listen(&self.host, address, PORT)?;

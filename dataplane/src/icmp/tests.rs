@@ -332,27 +332,36 @@ fn a_packet_to_a_link_group_is_not_answered() {
 }
 
 #[test]
-fn an_error_says_how_long_the_packet_was_that_it_refuses() {
-    let (v4, v6) = (udp_v4(1000), udp_v6(1000));
-    let (v4, v6) = (&v4[ETHERNET_BYTES..], &v6[ETHERNET_BYTES..]);
+fn an_error_says_how_long_the_stream_s_packet_was_that_it_refuses() {
+    let tcp = |mut packet: Vec<u8>, protocol: usize| {
+        packet[ETHERNET_BYTES + protocol] = 6;
+        packet.split_off(ETHERNET_BYTES)
+    };
+    let (v4, v6) = (tcp(udp_v4(1000), 9), tcp(udp_v6(1000), 6));
+    let udp = udp_v4(1000).split_off(ETHERNET_BYTES);
+    let sender_v4 = IpAddr::from(*v4[12..].first_chunk::<4>().expect("IPv4"));
+    let sender_v6 = IpAddr::from(*v6[8..].first_chunk::<16>().expect("IPv6"));
+    let nobody = IpAddr::from([192, 0, 2, 99]);
     let message = |kind, code, quote: &[u8]| [&[kind, code, 0, 0, 0, 0, 5, 220], quote].concat();
-    assert_eq!(refused_bytes(true, &message(3, 4, v4)), Some(1028));
-    assert_eq!(refused_bytes(false, &message(2, 0, v6)), Some(1048));
-    assert_eq!(refused_bytes(true, &message(3, 4, &v4[..20])), Some(1028), "all that is needed");
-    for (is_v4, message) in [
-        (true, message(3, 4, &v4[..19])),
-        (false, message(2, 0, &v6[..39])),
-        (true, message(3, 3, v4)),
-        (true, message(11, 0, v4)),
-        (false, message(1, 4, v6)),
-        (true, message(3, 4, v6)),
-        (false, message(2, 0, v4)),
-        (true, message(2, 0, v4)),
-        (true, vec![3, 4, 0, 0]),
-        (true, vec![3]),
-        (true, Vec::new()),
+    assert_eq!(refused_tcp_bytes(sender_v4, &message(3, 4, &v4)), Some(1028));
+    assert_eq!(refused_tcp_bytes(sender_v6, &message(2, 0, &v6)), Some(1048));
+    assert_eq!(refused_tcp_bytes(sender_v4, &message(3, 4, &v4[..20])), Some(1028), "enough");
+    for (told, message) in [
+        (sender_v4, message(3, 4, &v4[..19])),
+        (sender_v6, message(2, 0, &v6[..39])),
+        (nobody, message(3, 4, &v4)),
+        (sender_v4, message(3, 4, &udp)),
+        (sender_v4, message(3, 3, &v4)),
+        (sender_v4, message(11, 0, &v4)),
+        (sender_v6, message(1, 4, &v6)),
+        (sender_v4, message(3, 4, &v6)),
+        (sender_v6, message(2, 0, &v4)),
+        (sender_v4, message(2, 0, &v4)),
+        (sender_v4, vec![3, 4, 0, 0]),
+        (sender_v4, vec![3]),
+        (sender_v4, Vec::new()),
     ] {
-        assert_eq!(refused_bytes(is_v4, &message), None, "{message:?}");
+        assert_eq!(refused_tcp_bytes(told, &message), None, "{told} {message:?}");
     }
 }
 

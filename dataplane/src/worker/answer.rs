@@ -10,7 +10,7 @@ use crate::frame::Packet;
 use crate::icmp::{self, ErrorKind};
 use crate::neighbor::{self, ADVERTISEMENT_BYTES, ARP_BYTES, NeighborDrop, PodIdentity};
 use crate::offload::Offload;
-use crate::parse::{Addresses, ETHERNET_BYTES, Headers};
+use crate::parse::{ETHERNET_BYTES, Headers};
 use crate::port::{Mac, PacketIo};
 use crate::tables::{PortKind, PortSpec, Tables};
 
@@ -109,9 +109,8 @@ impl<P: PacketIo> Worker<P> {
         packet: &Packet,
         headers: &Headers,
     ) {
-        let is_v4 = matches!(headers.addresses, Addresses::V4 { .. });
         let message = self.pool.head(packet).get(headers.l4_offset..).unwrap_or_default();
-        let refused = icmp::refused_bytes(is_v4, message);
+        let refused = icmp::refused_tcp_bytes(headers.destination(), message);
         if port.kind == PortKind::Pod && refused.is_some_and(|bytes| bytes > port.mtu) {
             self.ports[ingress].counters.refused_whole.add(1);
         }

@@ -435,7 +435,8 @@ fn a_pod_that_refuses_what_is_longer_than_its_route_takes_is_noted() {
             (too_big, 60_000, &NODE, 0),
         ] {
             let mut node = Node::new(Setup::default());
-            let refused = packet().family(v6).from(&A).to(from).payload(ip_len - header_len - 8);
+            let refused = packet().family(v6).from(&A).to(from).tcp(1, 2);
+            let refused = refused.payload(ip_len - header_len - 20);
             let quote = &refused.build()[14..][..header_len + 8];
             let error = packet().family(v6).from(from).to(&A).icmp(kind, code);
             node.inject(from.id, error.payload_bytes(quote).build());
