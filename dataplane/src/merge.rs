@@ -12,6 +12,7 @@ use crate::checksum::{Sum, update};
 use crate::offload::{Offload, TCP_CHECKSUM};
 use crate::parse::{Addresses, ETHERNET_BYTES, Fragment, Headers, protocol, u16_at};
 use crate::port::Partial;
+use crate::segment::put;
 
 const IPV4_BYTES: usize = 20;
 const IPV6_BYTES: usize = 40;
@@ -113,18 +114,20 @@ impl Unit {
             Addresses::V4 { .. } => {
                 let check = word(head, ETHERNET_BYTES + 10);
                 let check = update(check, word(head, ETHERNET_BYTES + 2), ip_bytes);
-                set_word(head, ETHERNET_BYTES + 2, ip_bytes);
-                set_word(head, ETHERNET_BYTES + 10, check);
+                put(head, ETHERNET_BYTES + 2, ip_bytes.to_be_bytes());
+                put(head, ETHERNET_BYTES + 10, check.to_be_bytes());
             }
             Addresses::V6 { .. } => {
-                set_word(head, ETHERNET_BYTES + 4, ip_bytes - IPV6_BYTES as u16);
+                let payload_bytes = ip_bytes - IPV6_BYTES as u16;
+                put(head, ETHERNET_BYTES + 4, payload_bytes.to_be_bytes());
             }
         }
         if self.pushed {
             head[self.l4_offset + 13] |= PSH;
         }
         let pseudo = self.addresses.pseudo_header(protocol::TCP, self.l4_bytes());
-        set_word(head, self.l4_offset + usize::from(TCP_CHECKSUM), pseudo.fold());
+        let check = pseudo.fold().to_be_bytes();
+        put(head, self.l4_offset + usize::from(TCP_CHECKSUM), check);
         let partial = Partial { start: self.l4_offset as u16, offset: TCP_CHECKSUM };
         Offload { partial: Some(partial), ..Offload::default() }
     }
@@ -181,10 +184,6 @@ fn same(a: &[u8], b: &[u8], range: Range<usize>) -> bool {
 /// The big-endian number at `offset` of headers that have been parsed.
 fn word(head: &[u8], offset: usize) -> u16 {
     u16_at(head, offset).expect("parsed before")
-}
-
-fn set_word(head: &mut [u8], offset: usize, value: u16) {
-    head[offset..offset + 2].copy_from_slice(&value.to_be_bytes());
 }
 
 #[cfg(test)]

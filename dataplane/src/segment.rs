@@ -388,7 +388,7 @@ fn l4_header(protocol: u8, l4: &[u8], payload_bytes: usize) -> Result<L4, Segmen
     }
 }
 
-/// Writes a field. `offset` is inside `bytes`: [`Segmenter::new`] has checked the layout.
-fn put<const BYTES: usize>(bytes: &mut [u8], offset: usize, value: [u8; BYTES]) {
+/// Writes a field. `offset` is inside `bytes`: the caller has checked the layout.
+pub(crate) fn put<const BYTES: usize>(bytes: &mut [u8], offset: usize, value: [u8; BYTES]) {
     bytes[offset..offset + BYTES].copy_from_slice(&value);
 }

@@ -123,10 +123,10 @@ fn joins(first: &[u8], next: &[u8]) -> bool {
 /// A packet whose IPv4 header has its checksum put right.
 fn summed(mut bytes: Vec<u8>) -> Vec<u8> {
     if bytes[ETHERNET_BYTES] >> 4 == 4 {
-        set_word(&mut bytes, ETHERNET_BYTES + 10, 0);
+        put(&mut bytes, ETHERNET_BYTES + 10, u16::to_be_bytes(0));
         let header = ETHERNET_BYTES..ETHERNET_BYTES + usize::from(bytes[ETHERNET_BYTES] & 15) * 4;
         let check = bytes.get(header).map_or(0, naive_sum);
-        set_word(&mut bytes, ETHERNET_BYTES + 10, !check);
+        put(&mut bytes, ETHERNET_BYTES + 10, u16::to_be_bytes(!check));
     }
     bytes
 }
@@ -389,7 +389,7 @@ fn only_tcp_right_behind_an_ip_header_is_plain() {
         let mut packet = [&v6[..54], &bytes, &v6[54..]].concat();
         packet[54] = std::mem::replace(&mut packet[20], number);
         let len = word(&packet, 18) + 8;
-        set_word(&mut packet, 18, len);
+        put(&mut packet, 18, u16::to_be_bytes(len));
         packet
     };
     let others = [
@@ -400,7 +400,7 @@ fn only_tcp_right_behind_an_ip_header_is_plain() {
             let mut bytes = [&v4[..34], &[1; 4], &v4[34..]].concat();
             bytes[14] = 0x46;
             let len = word(&bytes, 16) + 4;
-            set_word(&mut bytes, 16, len);
+            put(&mut bytes, 16, u16::to_be_bytes(len));
             summed(bytes)
         }),
         ("hop by hop", v6_extended(0, [0, 0, 1, 4, 0, 0, 0, 0])),
