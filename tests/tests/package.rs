@@ -291,7 +291,14 @@ fn the_package_holds_programs_unit_and_configuration_and_no_network() {
             programs == ["usr/bin/viaduct", "usr/lib/cni/viaduct-cni", "usr/sbin/viaductd"],
             "{programs:?}"
         );
-        for file in ["etc/viaduct/viaduct.toml", "lib/systemd/system/viaductd.service"] {
+        let doc = |name: &str| format!("usr/share/doc/viaduct/{name}");
+        for file in [
+            "etc/viaduct/viaduct.toml".to_owned(),
+            "lib/systemd/system/viaductd.service".to_owned(),
+            doc("routing.md"),
+            doc("examples/bird.conf"),
+            doc("examples/frr.conf"),
+        ] {
             let row = listed.lines().find(|row| row.ends_with(&format!(" ./{file}")));
             ensure!(row.is_some_and(|row| row.starts_with("-rw-r--r--")), "{file}: {row:?}");
         }
