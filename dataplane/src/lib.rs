@@ -11,14 +11,19 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::panic))]
 
 pub mod checksum;
+pub mod conntrack;
 pub mod counters;
+pub mod crc32c;
 pub mod crossing;
 pub mod drop;
 pub mod fib;
+pub mod first_fragments;
 pub mod fragment;
 pub mod frame;
+pub mod host_ports;
 pub mod icmp;
 pub mod merge;
+pub mod nat;
 pub mod neighbor;
 pub mod offload;
 pub mod parse;

@@ -2,10 +2,13 @@
 //! workers adopt the newest between passes, so that no lock is on the packet path.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 
+use crate::conntrack::{Endpoint, Transport};
 use crate::fib::{Fib, Hop, UplinkId};
+use crate::host_ports::{HostPorts, Target};
 use crate::offload::Hints;
 use crate::port::{Mac, PORTS_MAX, PortId, WorkerId};
 
@@ -97,6 +100,9 @@ pub struct Uplink {
 pub struct Tables {
     generation: u64,
     ports: Vec<Option<PortSpec>>,
+    /// By port number: whether host ports lead to the pod.
+    tracked: Vec<bool>,
+    host_ports: Arc<HostPorts>,
     local: HashMap<IpAddr, PortId>,
     pod_cidrs: Vec<Prefix>,
     /// Longest first.
@@ -124,6 +130,9 @@ pub struct TablesInput {
     pub fib: Fib,
     /// Addresses of the node. The first of each family is the source of ICMP errors.
     pub node_addresses: Vec<IpAddr>,
+    /// Ports of the node that lead to pods. Shared, because a change of anything else makes a new
+    /// snapshot too, and there may be ten thousand of them.
+    pub host_ports: Arc<HostPorts>,
 }
 
 /// Source of ICMP errors on a node without an address: the gateway's, as pods know it.
@@ -151,8 +160,8 @@ impl Tables {
     /// state excludes both.
     #[must_use]
     pub fn new(generation: u64, input: TablesInput) -> Tables {
-        let TablesInput { ports: specs, pod_cidrs, mut direct, uplinks, fib, node_addresses } =
-            input;
+        let TablesInput { ports: specs, pod_cidrs, mut direct, uplinks, .. } = input;
+        let TablesInput { fib, node_addresses, host_ports, .. } = input;
         direct.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len));
         let len = specs.iter().map(|port| usize::from(port.id.0) + 1).max().unwrap_or(0);
         assert!(len <= PORTS_MAX, "control hands out port numbers below {PORTS_MAX}");
@@ -174,6 +183,7 @@ impl Tables {
             assert!(ports[id].is_none(), "port {id} stands once");
             ports[id] = Some(spec);
         }
+        let tracked = (0..len).map(|id| host_ports.tracks(PortId(id as u16))).collect();
         let first4 = node_addresses.iter().find_map(|address| match address {
             IpAddr::V4(address) => Some(*address),
             IpAddr::V6(_) => None,
@@ -185,6 +195,8 @@ impl Tables {
         Tables {
             generation,
             ports,
+            tracked,
+            host_ports,
             local,
             pod_cidrs,
             direct,
@@ -269,6 +281,28 @@ impl Tables {
     #[must_use]
     pub fn is_node(&self, address: IpAddr) -> bool {
         self.node_addresses.contains(&address)
+    }
+
+    /// Whether host ports lead to the pod with this port number, so that its flows may be in the
+    /// table of its worker.
+    #[inline]
+    #[must_use]
+    pub fn is_tracked(&self, id: PortId) -> bool {
+        self.tracked.get(usize::from(id.0)).copied().unwrap_or(false)
+    }
+
+    /// Which pod is asked at this address and port, if they are a host port's.
+    #[inline]
+    #[must_use]
+    pub fn host_port(&self, transport: Transport, asked: Endpoint) -> Option<&Target> {
+        self.host_ports.lookup(transport, asked, |address| self.is_node(address))
+    }
+
+    /// Whether host ports lead to this port of a pod.
+    #[inline]
+    #[must_use]
+    pub fn is_mapped(&self, pod: PortId, transport: Transport, port: u16) -> bool {
+        self.host_ports.leads_to(pod, transport, port)
     }
 
     /// Source addresses of ICMP errors.

@@ -43,6 +43,7 @@ pub(super) fn tables(engine: &Engine) -> TablesInput {
         uplinks,
         fib: engine.mirror.fib().clone(),
         node_addresses: engine.node_addresses.clone(),
+        ..TablesInput::default()
     }
 }
 

@@ -9,3 +9,4 @@ pub mod ring;
 pub mod sentinel;
 pub mod socket;
 pub mod uplink;
+pub mod words;

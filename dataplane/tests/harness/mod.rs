@@ -190,6 +190,7 @@ impl Setup {
                 .collect(),
             uplinks: vec![Uplink { id: UplinkId(0), ports: vec![UPLINK.id, VETH_UPLINK.id] }],
             fib: fib(),
+            ..TablesInput::default()
         }
     }
 }
