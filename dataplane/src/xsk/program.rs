@@ -21,6 +21,7 @@ use libbpf_rs::{
 
 mod bpf_dir;
 mod error;
+mod host_ports;
 mod link;
 mod maps;
 mod steering;
@@ -28,6 +29,7 @@ mod uplink;
 
 pub use bpf_dir::check_bpf_dir;
 pub use error::ProgramError;
+pub use host_ports::{HOST_PORTS_MAX, NODE_ADDRESSES_MAX};
 pub use link::{AttachMode, Attached, pinned_program};
 pub use maps::{
     FALLBACK_OUTCOMES, Fallback, PORTS_MAX, PortEntry, PortKind, SOURCES_MAX, WORKERS_MAX,
@@ -58,6 +60,8 @@ pub struct Programs {
     marker: Option<Object>,
     maps: Maps,
     uplink_maps: UplinkMaps,
+    /// Entries of the map `host_ports`.
+    host_ports: usize,
 }
 
 impl Programs {
@@ -92,7 +96,18 @@ impl Programs {
             }
         };
         let bpf_dir = bpf_dir.to_owned();
-        Ok(Programs { bpf_dir, links, uplink_links, port, uplink, marker, maps, uplink_maps })
+        let host_ports = host_ports::left(&uplink_maps.host_ports);
+        Ok(Programs {
+            bpf_dir,
+            links,
+            uplink_links,
+            port,
+            uplink,
+            marker,
+            maps,
+            uplink_maps,
+            host_ports,
+        })
     }
 
     /// Makes the folders of links, and pins the maps again, where somebody has removed them. What

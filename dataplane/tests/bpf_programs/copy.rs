@@ -3,6 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use libbpf_rs::{Object, ObjectBuilder, ProgramInput};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
@@ -31,6 +32,11 @@ impl Copy {
     /// The action for a frame that came in by a queue of a device of the calling thread's network
     /// namespace.
     pub fn run(&self, frame: &[u8], ifindex: u32, queue: u32) -> u32 {
+        self.repeat(frame, ifindex, queue, 1).0
+    }
+
+    /// The same so many times over; also how long each took.
+    pub fn repeat(&self, frame: &[u8], ifindex: u32, queue: u32, times: u32) -> (u32, Duration) {
         // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
         // egress_ifindex.
         let end = u32::try_from(frame.len()).expect("a frame is short");
@@ -39,11 +45,13 @@ impl Copy {
         let input = ProgramInput {
             context_in: Some(&mut context),
             data_in: Some(frame),
+            repeat: times,
             ..ProgramInput::default()
         };
         let program = self.object.progs_mut().find(|program| program.name() == self.program);
         let output = program.expect("the program is there").test_run(input);
-        output.expect("the kernel runs the program").return_value
+        let output = output.expect("the kernel runs the program");
+        (output.return_value, output.duration)
     }
 }
 

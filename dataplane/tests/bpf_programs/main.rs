@@ -5,6 +5,9 @@
 
 mod copy;
 mod frames;
+mod host_port_maps;
+mod host_port_wire;
+mod host_ports;
 mod links;
 mod machine;
 mod marker;

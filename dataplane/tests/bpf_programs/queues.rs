@@ -24,7 +24,7 @@ const RINGS: RingSizes = RingSizes { fill: 256, completion: 256, rx: 256, tx: 25
 /// Nothing here takes longer on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-fn wait(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn wait(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + DEADLINE;
     while !condition() {
         assert!(Instant::now() < end, "{what}: not within {DEADLINE:?}");
@@ -34,7 +34,7 @@ fn wait(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// A port and its frames.
 #[derive(Debug)]
-struct End {
+pub struct End {
     pool: FramePool,
     port: XskPort,
     slot: u16,
@@ -51,7 +51,7 @@ impl End {
     }
 
     /// Sends frames and waits until the kernel has taken them.
-    fn send(&mut self, frames: &[Vec<u8>]) {
+    pub fn send(&mut self, frames: &[Vec<u8>]) {
         frames.iter().for_each(|frame| self.queue(frame));
         wait("all is sent", || {
             let kicked = self.port.kick();
@@ -62,7 +62,7 @@ impl End {
     }
 
     /// Frames of the packets that have arrived, and their bytes.
-    fn received(&mut self) -> Vec<(usize, Vec<u8>)> {
+    pub fn received(&mut self) -> Vec<(usize, Vec<u8>)> {
         let mut batch = Vec::new();
         let bad = self.port.receive(&mut self.pool, &mut batch, 64);
         assert_eq!(bad, 0, "no bad descriptor");
@@ -106,12 +106,12 @@ fn bind(
 }
 
 /// A node with an uplink whose queues are bound and steered, and a peer that sends by as many.
-struct Bench {
-    programs: Programs,
-    queues: Vec<Option<End>>,
-    senders: Vec<End>,
-    peer: Netns,
-    node: Netns,
+pub struct Bench {
+    pub programs: Programs,
+    pub queues: Vec<Option<End>>,
+    pub senders: Vec<End>,
+    pub peer: Netns,
+    pub node: Netns,
     sentinels: [OwnedFd; 2],
     _dir: BpfDir,
 }
@@ -120,7 +120,7 @@ const QUEUES: u16 = 4;
 const WORKERS: u16 = 2;
 
 impl Bench {
-    fn new(mode: AttachMode, mtu: u32, features: SocketFeatures) -> Bench {
+    pub fn new(mode: AttachMode, mtu: u32, features: SocketFeatures) -> Bench {
         let (dir, (peer, node)) = (BpfDir::new(), Netns::peer_and_node(u32::from(QUEUES), mtu));
         let programs = Programs::load(dir.path()).expect("loads");
         let ifindex = node.ifindex("nic");
@@ -165,7 +165,7 @@ impl Bench {
         frame
     }
 
-    fn fallback(&self) -> usize {
+    pub fn fallback(&self) -> usize {
         let counts = self.programs.uplink_counts().expect("read");
         let found = counts.into_iter().find(|(name, _)| *name == "fallback");
         usize::try_from(found.expect("it is counted").1).expect("few")

@@ -11,23 +11,23 @@ use crate::copy::{Copy, PASS, REDIRECT, counted, xsk};
 use crate::frames::{ICMPV6, UDP, fragment};
 use crate::machine::{BpfDir, Netns, close};
 
-const MAC: [u8; 6] = [0x52, 1, 2, 3, 4, 5];
-const ENTRY: UplinkEntry = UplinkEntry { first_slot: 10, queues: 4, workers: 2, mac: MAC };
+pub const MAC: [u8; 6] = [0x52, 1, 2, 3, 4, 5];
+pub const ENTRY: UplinkEntry = UplinkEntry { first_slot: 10, queues: 4, workers: 2, mac: MAC };
 /// Queues of the device: one more than the entry knows.
 const QUEUES: u32 = 5;
 
-const POD: &str = "10.244.1.9";
-const NODE: &str = "192.0.2.1";
-const DIRECT: &str = "10.244.2.9";
+pub const POD: &str = "10.244.1.9";
+pub const NODE: &str = "192.0.2.1";
+pub const DIRECT: &str = "10.244.2.9";
 const KERNEL: &str = "10.244.7.9";
-const FOREIGN: &str = "198.51.100.9";
-const POD6: &str = "fd00:1::9";
-const NODE6: &str = "2001:db8::1";
-const DIRECT6: &str = "fd00:2::9";
+pub const FOREIGN: &str = "198.51.100.9";
+pub const POD6: &str = "fd00:1::9";
+pub const NODE6: &str = "2001:db8::1";
+pub const DIRECT6: &str = "fd00:2::9";
 const KERNEL6: &str = "fd00:7::9";
-const FOREIGN6: &str = "2001:db8:9::9";
+pub const FOREIGN6: &str = "2001:db8:9::9";
 
-const ICMP: u8 = 1;
+pub const ICMP: u8 = 1;
 
 fn prefix(text: &str) -> Prefix {
     let (address, len) = text.split_once('/').expect("a prefix has a length");
@@ -39,7 +39,7 @@ fn prefixes(texts: &[&str]) -> Vec<Prefix> {
 }
 
 /// A packet between two addresses of one family.
-fn packet(source: &str, destination: &str, protocol: u8, payload: &[u8]) -> Vec<u8> {
+pub fn packet(source: &str, destination: &str, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let parse = |text: &str| text.parse().expect("an address");
     match (parse(source), parse(destination)) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -56,7 +56,7 @@ fn packet(source: &str, destination: &str, protocol: u8, payload: &[u8]) -> Vec<
     }
 }
 
-fn to(mac: [u8; 6], packet: &[u8]) -> Vec<u8> {
+pub fn to(mac: [u8; 6], packet: &[u8]) -> Vec<u8> {
     let ether_type = if packet[0] >> 4 == 4 { [8, 0] } else { [0x86, 0xdd] };
     [&mac[..], &[0x52, 9, 9, 9, 9, 9], &ether_type, packet].concat()
 }
@@ -73,17 +73,17 @@ fn error(source: &str, pod: &str, kind: u8, about: &str) -> Vec<u8> {
 }
 
 /// A NIC with its entry, two workers that are there, and a copy of `uplink` that shares the maps.
-struct Bench {
-    programs: Programs,
-    copy: Copy,
-    ifindex: u32,
-    netns: Netns,
+pub struct Bench {
+    pub programs: Programs,
+    pub copy: Copy,
+    pub ifindex: u32,
+    pub netns: Netns,
     _open: Vec<OwnedFd>,
-    _dir: BpfDir,
+    pub dir: BpfDir,
 }
 
 impl Bench {
-    fn new() -> Bench {
+    pub fn new() -> Bench {
         let (dir, netns) = (BpfDir::new(), Netns::new());
         let queues = format!("numrxqueues {QUEUES} numtxqueues {QUEUES}");
         netns.ip(&format!("link add nic {queues} type veth peer name eth0 {queues}"));
@@ -98,7 +98,7 @@ impl Bench {
             programs.set_sentinels(worker, open[0].as_fd(), open[1].as_fd()).expect("set");
         }
         let copy = Copy::load(dir.path(), "uplink");
-        let bench = Bench { programs, copy, ifindex, netns, _open: open, _dir: dir };
+        let bench = Bench { programs, copy, ifindex, netns, _open: open, dir };
         bench.steer(
             &["10.244.1.0/24", "fd00:1::/32"],
             &["10.244.0.0/16", "fd00::/16"],
@@ -107,24 +107,24 @@ impl Bench {
         bench
     }
 
-    fn steer(&self, pods: &[&str], direct: &[&str], kernel: &[&str]) {
+    pub fn steer(&self, pods: &[&str], direct: &[&str], kernel: &[&str]) {
         let (pods, direct, kernel) = (prefixes(pods), prefixes(direct), prefixes(kernel));
         let wish = Steering { pods: &pods, direct: &direct, kernel: &kernel };
         self.programs.set_steering(&wish).expect("room");
     }
 
     /// The action for a frame of a queue, and what it was counted as.
-    fn run(&self, frame: &[u8], queue: u32) -> (u32, Option<&'static str>) {
+    pub fn run(&self, frame: &[u8], queue: u32) -> (u32, Option<&'static str>) {
         let before = self.programs.uplink_counts().expect("counts are read");
         let action = self.netns.enter(|| self.copy.run(frame, self.ifindex, queue));
         (action, counted(&before, &self.programs.uplink_counts().expect("counts are read")))
     }
 
-    fn takes(&self, what: &str, frame: &[u8]) {
+    pub fn takes(&self, what: &str, frame: &[u8]) {
         assert_eq!(self.run(frame, 0), (REDIRECT, None), "{what}");
     }
 
-    fn passes(&self, what: &str, frame: &[u8], outcome: &'static str) {
+    pub fn passes(&self, what: &str, frame: &[u8], outcome: &'static str) {
         assert_eq!(self.run(frame, 0), (PASS, Some(outcome)), "{what}");
     }
 }

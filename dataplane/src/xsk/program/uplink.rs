@@ -74,6 +74,9 @@ pub(super) struct UplinkMaps {
     uplink_counts: MapHandle,
     pub(super) pod_prefixes: MapHandle,
     pub(super) direct_prefixes: MapHandle,
+    pub(super) node_addresses: MapHandle,
+    pub(super) host_ports: MapHandle,
+    pub(super) host_ports_in_use: MapHandle,
 }
 
 impl UplinkMaps {
@@ -84,6 +87,9 @@ impl UplinkMaps {
             uplink_counts: handle(uplink, "uplink_counts")?,
             pod_prefixes: handle(uplink, "pod_prefixes")?,
             direct_prefixes: handle(uplink, "direct_prefixes")?,
+            node_addresses: handle(uplink, "node_addresses")?,
+            host_ports: handle(uplink, "host_ports")?,
+            host_ports_in_use: handle(uplink, "host_ports_in_use")?,
         })
     }
 }
