@@ -92,6 +92,32 @@ pub struct NewFlow {
     pub replies: Replies,
 }
 
+/// A flow that the node's kernel has carried while no worker was there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// The port of the pod that serves.
+    pub owner: PortId,
+    /// Its first packet as it arrived.
+    pub original: FlowKey,
+    /// The same as the pod got it.
+    pub translated: FlowKey,
+    /// Which way the pod's packets shall leave.
+    pub replies: Replies,
+    /// How far it has come.
+    pub stage: Stage,
+}
+
+/// How far a flow has come that somebody else has followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Nobody has answered yet.
+    Unanswered,
+    /// There were packets both ways.
+    Answered,
+    /// TCP and SCTP: one of its ends has closed it, or both.
+    Closing,
+}
+
 /// Why a flow is not opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {

@@ -96,7 +96,7 @@ pub struct WorkerCounters {
     pub passes: Counter,
     /// Time in passes that moved packets, in ns.
     pub busy_ns: Counter,
-    /// Time since the worker started, in ns, as of its newest pass.
+    /// Time since the worker started, in ns, as of its newest housekeeping.
     pub running_ns: Counter,
     /// Packets taken from rx rings.
     pub received: Counter,
@@ -127,6 +127,8 @@ pub struct WorkerCounters {
     pub frames_crossing: Counter,
     /// Frames of packets that are held to be merged.
     pub frames_held: Counter,
+    /// ICMP errors whose addresses, and those of the packet that they speak of, were translated.
+    pub icmp_errors_translated: Counter,
     /// All frames of the worker.
     pub frames_total: Counter,
     /// Generation of the tables that the worker forwards by.

@@ -17,6 +17,21 @@ use crate::xsk::area::Area;
 /// Frames under way on one ring: 1024 packets, or 56 super-packets, some 0.3 ms of work.
 const FRAMES_MAX: usize = 1024;
 
+/// What the to-pod half has to see to: what comes to pods that host ports lead to, and is no reply
+/// of such a pod itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Nat {
+    /// Nothing.
+    None,
+    /// It was sent to a host port that leads to the pod.
+    HostPort,
+    /// It was sent to an address of the pod.
+    Direct,
+    /// The same, by the node's kernel, which may have translated it.
+    FromNode,
+}
+
 /// What the receiver needs to know of a packet beside its bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Routed {
@@ -24,11 +39,16 @@ pub struct Routed {
     pub egress: PortId,
     /// What is left to do in it.
     pub offload: Offload,
+    /// What is left to do with its flow.
+    pub nat: Nat,
     /// What it is on a wire: packets, bytes.
     pub wire_packets: u32,
     /// As above.
     pub wire_bytes: u32,
 }
+
+/// It is copied with every frame: a cache line holds it and a [`Piece`].
+const _: () = assert!(size_of::<Crossing>() <= 40);
 
 /// One frame under way.
 #[derive(Clone, Copy, Debug)]

@@ -95,6 +95,21 @@ pub enum DropReason {
     EncapsulatedSuperPacket,
     /// The port it came from or goes to is gone.
     PortDown,
+    // Host ports.
+    /// Of a connection of a host port, or of its pod's port, that is not there.
+    NatNoFlow,
+    /// Every source port that was tried belongs to another flow of the pod.
+    NatNoPort,
+    /// Addresses or ports of the packet cannot be rewritten.
+    NatUntranslatable,
+    /// The pod has its full number of flows.
+    FlowQuota,
+    /// The worker's table of flows is full.
+    FlowTableFull,
+    /// An ICMP error that speaks of no flow there is.
+    IcmpErrorUnknownFlow,
+    /// A later fragment came without the first, which has the ports.
+    FragmentWithoutFirst,
     // Memory and rings.
     /// The worker has no free frame.
     NoFrames,
@@ -167,6 +182,25 @@ pub const TABLE: [(DropReason, &str, &str); DropReason::COUNT] = {
             "a tunnelled super-packet can only go to a pod of this node",
         ),
         (PortDown, "port_down", "the port it came from or goes to is gone"),
+        (NatNoFlow, "nat_no_flow", "of a connection to a port of a pod that is not there"),
+        (NatNoPort, "nat_no_port", "the source ports that were tried belong to other flows"),
+        (
+            NatUntranslatable,
+            "nat_untranslatable",
+            "addresses or ports of the packet cannot be rewritten",
+        ),
+        (FlowQuota, "flow_quota", "the pod has its full number of flows"),
+        (FlowTableFull, "flow_table_full", "the worker's table of flows is full"),
+        (
+            IcmpErrorUnknownFlow,
+            "icmp_error_unknown_flow",
+            "an ICMP error about a host port that speaks of no known flow",
+        ),
+        (
+            FragmentWithoutFirst,
+            "fragment_without_first",
+            "a later fragment came without the first, which has the ports",
+        ),
         (NoFrames, "no_frames", "the worker has no free frame"),
         (CrossingFull, "crossing_full", "the ring to the destination's worker is full"),
         (TxRingFull, "tx_ring_full", "the destination takes packets more slowly than they come"),

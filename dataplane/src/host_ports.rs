@@ -3,6 +3,7 @@
 
 use std::hash::Hash;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use hashbrown::HashMap;
 
@@ -30,6 +31,20 @@ pub struct HostPort {
     pub address: HostAddress,
     /// Its number.
     pub port: u16,
+}
+
+impl HostPort {
+    /// Whether packets of this transport for `asked` are for this host port, if that is an address
+    /// of the node and no more special host port has it.
+    #[must_use]
+    pub fn covers(&self, transport: Transport, asked: Endpoint) -> bool {
+        let is_there = match self.address {
+            HostAddress::One(address) => address == asked.address,
+            HostAddress::AnyV4 => asked.address.is_ipv4(),
+            HostAddress::AnyV6 => asked.address.is_ipv6(),
+        };
+        is_there && self.port == asked.port && self.transport == transport
+    }
 }
 
 /// Whose packets the pod sees with the asked address as their source.
@@ -77,9 +92,25 @@ pub struct HostPorts {
     container_ports: HashMap<ContainerPort, u32>,
     /// Host ports by pod: how many.
     pods: HashMap<PortId, u32>,
+    kernels: Option<RangeInclusive<u16>>,
 }
 
 impl HostPorts {
+    /// None yet. Those of these numbers will be led by the node's kernel: it gives such ports to
+    /// connections that the node opens, or masquerades, and it alone can tell their answers from
+    /// what is for the host port of the same number.
+    #[must_use]
+    pub fn beside(kernels: RangeInclusive<u16>) -> HostPorts {
+        HostPorts { kernels: Some(kernels), ..HostPorts::default() }
+    }
+
+    /// Whether workers lead host ports of this number to pods, and not the kernel.
+    #[inline]
+    #[must_use]
+    pub fn is_workers(&self, port: u16) -> bool {
+        !self.kernels.as_ref().is_some_and(|kernels| kernels.contains(&port))
+    }
+
     /// Adds a host port.
     ///
     /// # Panics
@@ -128,6 +159,12 @@ impl HostPorts {
         };
         let at = |address| self.targets.get(&HostPort { transport, address, port: asked.port });
         at(HostAddress::One(asked.address)).or_else(|| at(any))
+    }
+
+    /// What this host port leads to, if it is there.
+    #[must_use]
+    pub fn get(&self, host_port: &HostPort) -> Option<&Target> {
+        self.targets.get(host_port)
     }
 
     /// Whether host ports lead to this port of a pod: then its flows are followed.
@@ -219,6 +256,29 @@ mod tests {
         assert_eq!(pod("192.0.2.1", 8081), None);
         let asked = Endpoint { address: ip("192.0.2.1"), port: 8080 };
         assert_eq!(host_ports.lookup(Transport::Udp, asked, |_| true), None);
+    }
+
+    #[test]
+    fn the_kernels_numbers_lead_to_pods_and_are_not_the_workers() {
+        let mut host_ports = HostPorts::beside(32768..=60999);
+        host_ports.insert(at(HostAddress::AnyV4, 40000), target(1, "10.244.1.1"));
+        for (port, is_workers) in
+            [(32767, true), (32768, false), (40000, false), (60999, false), (61000, true)]
+        {
+            assert_eq!(host_ports.is_workers(port), is_workers, "{port}");
+        }
+        assert!(HostPorts::default().is_workers(40000));
+        // What the pod replies is followed all the same.
+        assert!(host_ports.leads_to(PortId(1), Transport::Tcp, 80));
+        let asked = Endpoint { address: ip("192.0.2.1"), port: 40000 };
+        assert!(host_ports.lookup(Transport::Tcp, asked, |_| true).is_some());
+        let tables = crate::tables::TablesInput {
+            node_addresses: vec![asked.address],
+            host_ports: host_ports.into(),
+            ..Default::default()
+        };
+        let tables = crate::tables::Tables::new(1, tables);
+        assert!(tables.host_port(Transport::Tcp, asked).is_none());
     }
 
     #[test]

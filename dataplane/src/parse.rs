@@ -60,6 +60,23 @@ pub enum Addresses {
 }
 
 impl Addresses {
+    /// The addresses of a packet whose first frame is `head`; `None` if it is no IP packet.
+    #[must_use]
+    pub fn of_head(head: &[u8]) -> Option<Addresses> {
+        let ip = head.get(ETHERNET_BYTES..)?;
+        match ip.first()? >> 4 {
+            4 => {
+                let [src, dst] = ip.get(12..20)?.as_chunks::<4>().0 else { return None };
+                Some(Addresses::V4 { src: (*src).into(), dst: (*dst).into() })
+            }
+            6 => {
+                let [src, dst] = ip.get(8..40)?.as_chunks::<16>().0 else { return None };
+                Some(Addresses::V6 { src: (*src).into(), dst: (*dst).into() })
+            }
+            _ => None,
+        }
+    }
+
     /// The sum of the pseudo-header of a packet of `protocol`, whose L4 header and payload are
     /// `l4_bytes` long: at most what an IP header can say.
     #[must_use]
@@ -103,6 +120,8 @@ pub struct Headers {
     pub len: usize,
     /// Part of the datagram.
     pub fragment: Fragment,
+    /// Identification of the datagram, of a fragment; of a whole IPv6 packet 0.
+    pub fragment_id: u32,
     /// IPv4 "don't fragment"; true for IPv6, whose routers never fragment.
     pub dont_fragment: bool,
     /// TTL or hop limit.
@@ -208,6 +227,7 @@ fn ipv4(ip: &[u8], available: usize, src_mac: Mac, dst_mac: Mac) -> Result<Heade
         l4_offset: ETHERNET_BYTES + header_len,
         len: ETHERNET_BYTES + ip_len,
         fragment,
+        fragment_id: u32::from(header.identification()),
         dont_fragment: header.dont_fragment(),
         hop_limit: header.ttl(),
         icmp_type: None,
@@ -257,6 +277,7 @@ fn ipv6(ip: &[u8], available: usize, src_mac: Mac, dst_mac: Mac) -> Result<Heade
         l4_offset: ETHERNET_BYTES + HEADER_BYTES,
         len: ETHERNET_BYTES + HEADER_BYTES + payload,
         fragment: Fragment::Whole,
+        fragment_id: 0,
         dont_fragment: true,
         hop_limit: header.hop_limit(),
         icmp_type: None,
@@ -310,6 +331,7 @@ fn ipv6_extensions(
             let inner = ipv6_fragment(body, at, payload)?;
             if inner != Fragment::Whole {
                 headers.fragment = inner;
+                headers.fragment_id = u32_at(body, at + 4).ok_or(DropReason::Ipv6BadExtension)?;
             }
         }
         headers.protocol = next;
@@ -371,6 +393,11 @@ fn layer4(l4: &[u8], payload: usize, headers: &mut Headers) -> Result<(), DropRe
 #[must_use]
 pub fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
     Some(u16::from_be_bytes(bytes.get(offset..offset + 2)?.try_into().ok()?))
+}
+
+#[inline]
+fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    Some(u32::from_be_bytes(bytes.get(offset..offset + 4)?.try_into().ok()?))
 }
 
 #[inline]

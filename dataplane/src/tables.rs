@@ -239,6 +239,13 @@ impl Tables {
         if let Some((port, hop)) = self.uplink_to(worker, dst, flow) {
             return Route::Uplink(port, hop);
         }
+        self.node()
+    }
+
+    /// The way to the node.
+    #[inline]
+    #[must_use]
+    pub fn node(&self) -> Route<'_> {
         match self.node_port.and_then(|id| self.port(id)) {
             Some(port) => Route::Node(port),
             None => Route::Nowhere,
@@ -291,10 +298,14 @@ impl Tables {
         self.tracked.get(usize::from(id.0)).copied().unwrap_or(false)
     }
 
-    /// Which pod is asked at this address and port, if they are a host port's.
+    /// Which pod is asked at this address and port, if they are a host port's that workers lead to
+    /// it.
     #[inline]
     #[must_use]
     pub fn host_port(&self, transport: Transport, asked: Endpoint) -> Option<&Target> {
+        if !self.host_ports.is_workers(asked.port) {
+            return None;
+        }
         self.host_ports.lookup(transport, asked, |address| self.is_node(address))
     }
 

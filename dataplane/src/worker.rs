@@ -23,6 +23,7 @@ mod cut;
 mod exit;
 mod fragment;
 mod merge;
+mod nat;
 mod parts;
 mod rest;
 
@@ -30,7 +31,7 @@ use std::sync::Arc;
 
 use crate::checksum::decrement_ttl;
 use crate::counters::{PortCounters, WorkerCounters};
-use crate::crossing::{Bell, CrossingIn, CrossingOut, Received, Routed};
+use crate::crossing::{Bell, CrossingIn, CrossingOut, Nat, Received, Routed};
 use crate::drop::DropReason;
 use crate::frame::{FramePool, Packet};
 use crate::icmp::{ErrorKind, Limiter};
@@ -86,7 +87,9 @@ pub struct Worker<P> {
     batch: Vec<Packet>,
     /// Packets from uplinks that the next ones may join.
     held: Vec<merge::Held>,
+    flows: nat::Flows,
     now_ns: u64,
+    started_ns: u64,
     ports_added: bool,
     stopping: bool,
 }
@@ -133,6 +136,7 @@ impl<P: PacketIo> Worker<P> {
             taken += self.receive_crossings(&tables, index); // from other workers: to-pod half
         }
         self.let_old_go(&tables); // what waited to be merged
+        self.forget_flows(taken); // what was idle for too long
         self.kick(); // wake the kernel and the workers that got something
         self.counters.passes.add(1);
         taken
@@ -208,14 +212,14 @@ impl<P: PacketIo> Worker<P> {
     }
 
     /// The from-pod half, on the sender's worker: may this packet be sent, and where does it go?
-    /// (Connection lookup, egress policy and the egress shaper join between `source` and `route`.)
+    /// (Egress policy and the egress shaper join between `source` and `route`.)
     fn admit(
         &mut self,
         tables: &Tables,
         port: &PortSpec,
         packet: &mut Packet,
     ) -> Result<Verdict, Refusal> {
-        let headers = match parse::headers(self.pool.head(packet), packet.len())? {
+        let mut headers = match parse::headers(self.pool.head(packet), packet.len())? {
             // The kernel of the node answers on its own interfaces.
             Parsed::Arp { .. } if port.kind == PortKind::Uplink => {
                 return Err(DropReason::NotOurs.into());
@@ -234,7 +238,11 @@ impl<P: PacketIo> Worker<P> {
         source::check_martians(&headers)?;
         let head = self.pool.head(packet);
         let mut offload = offload::of_packet(head, &headers, port.hints)?;
-        let exit = Exit::of_packet(tables, self.id, port, head, &headers)?;
+        let reply = match tables.is_tracked(port.id) {
+            true => self.flows.find_reply(tables, port, head, &headers, self.now_ns)?,
+            false => None,
+        };
+        let exit = Exit::of_packet(tables, self.id, port, head, &headers, reply.as_ref())?;
         let wire = exit.fit(port, head, &headers, &offload)?;
         offload.gso_size = wire.segment_size; // cut as counted, also where nobody said
         if headers.len < packet.len() {
@@ -243,9 +251,13 @@ impl<P: PacketIo> Worker<P> {
         let routed = Routed {
             egress: exit.port,
             offload,
+            nat: exit.nat,
             wire_packets: wire.packets as u32,
             wire_bytes: wire.bytes as u32,
         };
+        if let Some(reply) = reply {
+            self.translate(packet, &mut headers, &reply.rewrite, offload.partial)?;
+        }
         Ok(Verdict::Forward(routed, headers, exit))
     }
 
@@ -294,8 +306,11 @@ impl<P: PacketIo> Worker<P> {
         headers: &Headers,
         exit: &Exit,
     ) {
-        if exit.must_fragment(packet.len(), headers) {
-            return self.fragment(tables, ingress, packet, routed, exit);
+        // What goes to a host port is fragmented later, with the address of the pod: fragments have
+        // no ports to find a flow by.
+        if exit.must_fragment(packet.len(), headers) && routed.nat != Nat::HostPort {
+            let cutter = fragment::Cutter::from_pod(ingress, exit);
+            return self.fragment(tables, packet, routed, cutter);
         }
         self.pass_on(tables, ingress, exit.worker, packet, routed);
     }
@@ -324,13 +339,16 @@ impl<P: PacketIo> Worker<P> {
         }
     }
 
-    /// The to-pod half, on the receiver's worker. (hostPort DNAT, connection lookup, ingress
-    /// policy and the ingress shaper join here, before the packet is queued.)
+    /// The to-pod half, on the receiver's worker. (Ingress policy and the ingress shaper join here,
+    /// before the packet is queued.)
     fn deliver(&mut self, tables: &Tables, mut packet: Packet, routed: Routed) {
         let Some(index) = self.slots[usize::from(routed.egress.0)].map(usize::from) else {
             self.count_stray();
             return self.pool.release(packet);
         };
+        if routed.nat != Nat::None {
+            return self.deliver_tracked(tables, index, packet, routed);
+        }
         let tx_checksum = tables.port(routed.egress).is_none_or(|port| port.tx_checksum);
         let mut partial = routed.offload.partial;
         if let Some(open) = partial.filter(|_| !tx_checksum) {

@@ -8,7 +8,8 @@ mod harness;
 
 use dataplane::port::PortId;
 use harness::packet::{Check, Packet, packet};
-use harness::{ENDS, End, FAR_V4, FAR_V6, NOBODY_V4, Node, Setup, UPLINK, VETH_UPLINK};
+use harness::{ENDS, End, FAR_V4, FAR_V6, NOBODY_V4, NODE, Node, Setup, UPLINK, VETH_UPLINK};
+use harness::{HIDDEN, Mapped, TO_B, TO_C, TO_PLAIN, host_ports};
 use proptest::prelude::*;
 
 /// Something that happens. Ports are given as an index of [`ENDS`].
@@ -30,6 +31,17 @@ enum Event {
         value: u8,
         len: usize,
     },
+    /// Something about a host port, by its index in [`MAPPED`].
+    Led {
+        client: usize,
+        mapped: usize,
+        v6: bool,
+        kind: u8,
+        payload: usize,
+        changed: Option<(usize, u8)>,
+    },
+    Retire(usize),
+    Forget(bool),
     /// Segments of one stream, one of which may have a wrong checksum.
     Stream {
         by_veth: bool,
@@ -78,6 +90,13 @@ fn event() -> impl Strategy<Value = Event> {
                 Event::Stream { by_veth, to, v6, size, count, wrong }
             }
         ),
+        16 => (port(), 0..MAPPED.len(), any::<bool>(), 0..8u8, sizes(), change()).prop_map(
+            |(client, mapped, v6, kind, payload, changed)| {
+                Event::Led { client, mapped, v6, kind, payload, changed }
+            }
+        ),
+        1 => port().prop_map(Event::Retire),
+        1 => any::<bool>().prop_map(Event::Forget),
         3 => (port(), prop::collection::vec(any::<u8>(), 1..200))
             .prop_map(|(from, bytes)| Event::Noise { from, bytes }),
         1 => (port(), 0..2_000_000u64, prop_oneof![0..5000u32, any::<u32>()])
@@ -96,19 +115,29 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
+/// Where a packet is changed, and to what.
+fn change() -> impl Strategy<Value = Option<(usize, u8)>> {
+    prop::option::weighted(0.2, (0..120usize, any::<u8>()))
+}
+
 fn sizes() -> impl Strategy<Value = usize> {
     prop_oneof![0..100usize, 1000..2000usize, 3000..65_000usize]
 }
 
 fn setup() -> impl Strategy<Value = Setup> {
-    (1..=2usize, 60..900u32, 1..64u32, 1..64usize, any::<bool>()).prop_map(
-        |(workers, frames, fill, tx, tx_checksum)| Setup {
+    let (flows, flows_per_pod) = (1..20u32, 1..20u32);
+    let rings = (60..900u32, 1..64u32, 1..64usize);
+    (1..=2usize, rings, any::<bool>(), flows, flows_per_pod, any::<bool>()).prop_map(
+        |(workers, (frames, fill, tx), tx_checksum, flows, flows_per_pod, host_ports)| Setup {
             workers,
             frames,
             fill,
             tx,
             tx_checksum,
             node_port: true,
+            flows,
+            flows_per_pod,
+            host_ports,
         },
     )
 }
@@ -122,6 +151,35 @@ fn good(from: &End, to: &End, v6: bool, kind: u8, payload: usize, gso_size: u16)
         3 => packet.icmp(8, 0).dst(NOBODY_V4),
         4 => packet.tcp(1, 2).check(Check::Partial),
         _ => packet.ttl(gso_size as u8),
+    }
+}
+
+const MAPPED: [Mapped; 4] = [TO_B, HIDDEN, TO_PLAIN, TO_C];
+
+/// A packet about a host port, and by which port it comes: asked, replied, direct, in fragments, in
+/// an error of either end.
+fn led(
+    client: &'static End,
+    mapped: &Mapped,
+    v6: bool,
+    kind: u8,
+    payload: usize,
+) -> (&'static End, Packet) {
+    let pod = mapped.pod;
+    let of = |from, to| packet().from(from).to(to).family(v6).payload(payload);
+    let (asked, served, port) = (mapped.host_port, mapped.port, 5_000 + payload as u16 % 30);
+    let error = |from, to, about: Packet| {
+        of(from, to).icmp(if v6 { 1 } else { 3 }, 3).payload_bytes(&about.payload(9).quoted())
+    };
+    match kind {
+        0 => (client, of(client, &NODE).udp(port, asked).may_fragment()),
+        1 => (client, of(client, &NODE).tcp(port, asked).marked(1_400)),
+        2 => (client, of(client, &NODE).payload(payload % 1_400).sctp(port, asked, 0)),
+        3 => (client, of(client, pod).udp(port, served)),
+        4 => (pod, of(pod, client).udp(served, port).marked(0)),
+        5 => (pod, of(pod, client).udp(served, port).fragment(8 * (port % 2), true)),
+        6 => (client, error(client, &NODE, of(&NODE, client).udp(asked, port))),
+        _ => (pod, error(pod, client, of(client, pod).udp(port, served))),
     }
 }
 
@@ -161,6 +219,21 @@ impl World {
                 }
                 bytes.truncate(len);
                 self.node.inject(id(from), bytes);
+            }
+            Event::Led { client, mapped, v6, kind, payload, changed } => {
+                let (from, packet) = led(ENDS[client], &MAPPED[mapped], v6, kind, payload);
+                let mut bytes = packet.build();
+                if let Some((at, value)) = changed
+                    && let Some(byte) = bytes.get_mut(at)
+                {
+                    *byte = value;
+                }
+                self.node.inject(from.id, bytes);
+            }
+            Event::Retire(port) => self.node.retire_flows(id(port)),
+            Event::Forget(all) => {
+                let host_ports: Vec<_> = host_ports().iter().map(|(port, _)| *port).collect();
+                self.node.forget_flows(if all { &host_ports } else { &host_ports[..3] });
             }
             Event::Stream { by_veth, to, v6, size, count, wrong } => {
                 let from = if by_veth { &VETH_UPLINK } else { &UPLINK };

@@ -342,8 +342,8 @@ fn bad_udp(random: &mut Random, v6: bool, len: fn(&mut Random, usize) -> usize) 
 
 #[test]
 fn every_malformed_frame_is_counted_under_its_reason_and_none_is_forwarded() {
-    for workers in [1, 2] {
-        let mut node = Node::new(Setup { workers, ..Setup::default() });
+    for (workers, host_ports) in [(1, false), (1, true), (2, true)] {
+        let mut node = Node::new(Setup { workers, host_ports, ..Setup::default() });
         let mut counted = 0;
         for (number, (name, reason, make)) in KINDS.into_iter().enumerate() {
             for seed in 0..SEEDS {

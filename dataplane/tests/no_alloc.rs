@@ -11,9 +11,9 @@ use std::rc::Rc;
 use dataplane::drop::DropReason;
 use dataplane::fib::{Action, ActionId, Fib, NextHop, UplinkId, flow_hash};
 use dataplane::tables::Prefix;
-use harness::packet::{ACK, Check, PSH, packet};
+use harness::packet::{ACK, Check, DATA, PSH, Packet, RST, packet};
 use harness::{A, B, C, Direction, ENDS, FAR_V4, FAR_V6, NOBODY_V4, NODE, Node, PLAIN, Setup};
-use harness::{UPLINK, VETH_UPLINK};
+use harness::{HIDDEN, TO_B, TO_PLAIN, UPLINK, VETH_UPLINK};
 
 thread_local! {
     /// Allocations of this thread: libtest's own do not count.
@@ -73,10 +73,49 @@ fn from_a() -> Rc<[Vec<u8>]> {
         ]);
     }
     packets.push(packet().from(&A).dst(NOBODY_V4));
+    packets.extend(asks());
     let mut frames: Vec<Vec<u8>> = packets.iter().map(|packet| packet.build()).collect();
     frames.push([&[0xff; 6], A.mac.as_slice(), &[0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1]].concat());
     frames.push(vec![0; 60]);
     frames.into()
+}
+
+/// What pod A sends to host ports: to all kinds of pods, from more ports than there may be flows.
+fn asks() -> Vec<Packet> {
+    let mut packets = Vec::new();
+    for v6 in [false, true] {
+        let base = packet().from(&A).to(&NODE).family(v6).payload(64);
+        for client in 0..60 {
+            packets.push(base.clone().udp(10_000 + client, HIDDEN.host_port).marked(0));
+        }
+        let stream = base.clone().tcp(5_000, TO_PLAIN.host_port).payload(9_000);
+        packets.extend([
+            base.clone().udp(5_000, TO_B.host_port),
+            base.clone().udp(5_000, TO_PLAIN.host_port).payload(3_000).may_fragment(),
+            base.clone().sctp(5_000, TO_B.host_port, DATA),
+            base.clone().tcp(5_000, TO_B.host_port).flags(RST),
+            stream.marked(1400),
+        ]);
+    }
+    packets
+}
+
+/// What pod B replies: whole, in fragments, of which one comes without its first, and in errors.
+fn answers() -> Vec<Packet> {
+    let mut packets = Vec::new();
+    for v6 in [false, true] {
+        let base = packet().from(&B).to(&A).family(v6);
+        let answer = base.clone().udp(TO_B.port, 5_000).payload(64).marked(0);
+        let long = base.clone().udp(TO_B.port, 5_000).payload(3_000).may_fragment();
+        let mut fragments = long.fragments(1_400);
+        let asked = packet().from(&A).to(&B).family(v6).udp(5_000, TO_B.port);
+        let (kind, code) = if v6 { (1, 4) } else { (3, 3) };
+        let error = base.icmp(kind, code).payload_bytes(&asked.quoted());
+        packets.extend([answer, error]);
+        packets.append(&mut fragments);
+    }
+    packets.push(packet().from(&B).to(&C).fragment(1_400, true).protocol(17).payload(100));
+    packets
 }
 
 /// What comes off a wire: streams to pods on both workers, side by side, one of them longer than
@@ -100,14 +139,16 @@ fn from_wire() -> Rc<[Vec<u8>]> {
 
 #[test]
 fn a_million_packets_allocate_nothing() {
-    let setup = Setup { workers: 2, frames: 4096, fill: 512, ..Setup::default() };
+    let (workers, frames, fill, host_ports) = (2, 4096, 512, true);
+    let setup = Setup { workers, frames, fill, host_ports, ..Setup::default() };
     let mut node = Node::new(setup);
     for end in ENDS {
         node.replay(end.id, Rc::new([]));
     }
     node.replay(A.id, from_a());
-    let back = [&A, &C].map(|to| packet().from(&B).to(to).payload(500).marked(0).build());
-    node.replay(B.id, Rc::new(back));
+    let back = [&A, &C].map(|to| packet().from(&B).to(to).payload(500).marked(0));
+    let back = back.into_iter().chain(answers()).map(|packet| packet.build());
+    node.replay(B.id, back.collect());
     let inward = [&A, &B].map(|to| packet().from(&NODE).to(to).src(FAR_V4).payload(700).build());
     node.replay(NODE.id, Rc::new(inward));
     node.replay(UPLINK.id, from_wire());
@@ -150,6 +191,20 @@ fn a_million_packets_allocate_nothing() {
         DropReason::ArpMalformed,
     ] {
         assert!(node.drops(A.id, Direction::FromPod, reason) > 1_000, "{reason:?}");
+    }
+    for (direction, reason) in [
+        (Direction::ToPod, DropReason::NatNoFlow),
+        (Direction::FromPod, DropReason::FragmentWithoutFirst),
+    ] {
+        assert!(node.drops(B.id, direction, reason) > 1_000, "{reason:?}");
+    }
+    for (number, counter) in [
+        (1, &node.flows(1).opened),
+        (1, &node.flows(1).evicted),
+        (0, &node.flows(0).opened),
+        (1, &node.worker(1).icmp_errors_translated),
+    ] {
+        assert!(counter.get() > 0, "worker {number}");
     }
     assert!(node.counters(A.id, Direction::ToPod).packets.get() > 100_000);
 }

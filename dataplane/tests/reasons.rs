@@ -5,8 +5,8 @@ mod harness;
 
 use dataplane::drop::DropReason::{self, *};
 use dataplane::port::KernelDrops;
-use harness::packet::{Check, Packet, packet};
-use harness::{A, B, C, End, FAR_V4, NOBODY_V4, NODE, Node, Setup, UPLINK};
+use harness::packet::{Check, Packet, RST, packet};
+use harness::{A, B, C, End, FAR_V4, HIDDEN, Mapped, NOBODY_V4, NODE, Node, Setup, TO_B, UPLINK};
 
 /// An echo request, IPv4 or IPv6, that would be forwarded.
 fn good(v6: bool) -> Packet {
@@ -85,6 +85,27 @@ fn tunnelled_super_packet() -> Packet {
     outer.check(Check::Value(0)).marker(start as u8, 16, 3, 1_350)
 }
 
+/// A node with host ports, after these packets came from these ports one after another.
+fn hosted(setup: Setup, packets: &[(&End, Packet)]) -> Node {
+    happened(Setup { host_ports: true, ..setup }, |node| {
+        for (from, packet) in packets {
+            node.inject(from.id, packet.build());
+            node.run();
+        }
+    })
+}
+
+/// A datagram of a client for a host port; all clients have the same port.
+fn asks<'a>(client: &'a End, host_port: &Mapped) -> (&'a End, Packet) {
+    (client, packet().from(client).to(&NODE).udp(5_000, host_port.host_port))
+}
+
+/// A node with room for one flow, whose pod B has answered one client when another one asks.
+fn crowded(setup: Setup) -> Node {
+    let answer = packet().from(&B).to(&UPLINK).udp(TO_B.port, 5_000);
+    hosted(setup, &[asks(&UPLINK, &TO_B), (&B, answer), asks(&A, &TO_B)])
+}
+
 /// Causes the reason. Whoever adds one adds a case here, or this does not compile.
 fn cause(reason: DropReason) -> Node {
     let two = Setup { workers: 2, ..Setup::default() };
@@ -131,6 +152,34 @@ fn cause(reason: DropReason) -> Node {
         MtuExceeded => sent(good(false).to(&C).payload(1_400)),
         EncapsulatedSuperPacket => sent(tunnelled_super_packet()),
         PortDown => some_sent(1, two, |node| node.unlist(A.id)),
+        NatNoFlow => {
+            let reset = packet().from(&UPLINK).to(&NODE).tcp(5_000, TO_B.host_port).flags(RST);
+            hosted(Setup::default(), &[(&UPLINK, reset)])
+        }
+        // One keeps its port, one gets the only other one there is, the last gets none.
+        NatNoPort => {
+            let clients = [&UPLINK, &A, &C].map(|client| asks(client, &HIDDEN));
+            hosted(Setup::default(), &clients)
+        }
+        NatUntranslatable => {
+            let sctp = |packet: Packet, src, dst| packet.sctp(src, dst, 0).payload(100);
+            let asks = sctp(packet().from(&UPLINK).to(&NODE), 5_000, TO_B.host_port);
+            let answer = sctp(packet().from(&B).to(&UPLINK), TO_B.port, 5_000);
+            let first = answer.may_fragment().fragments(64).remove(0);
+            hosted(Setup::default(), &[(&UPLINK, asks), (&B, first)])
+        }
+        FlowQuota => crowded(Setup { flows_per_pod: 1, ..Setup::default() }),
+        FlowTableFull => crowded(Setup { flows: 1, ..Setup::default() }),
+        IcmpErrorUnknownFlow => {
+            let answer = packet().from(&NODE).to(&UPLINK).udp(TO_B.host_port, 5_000);
+            let error = packet().from(&UPLINK).to(&NODE).icmp(3, 3);
+            hosted(Setup::default(), &[(&UPLINK, error.payload_bytes(&answer.quoted()))])
+        }
+        FragmentWithoutFirst => {
+            let datagram = packet().from(&B).to(&UPLINK).udp(TO_B.port, 5_000).payload(100);
+            let last = datagram.may_fragment().fragments(64).remove(1);
+            hosted(Setup::default(), &[(&B, last)])
+        }
         // The three ports of each worker take all frames.
         NoFrames => some_sent(1, Setup { frames: 3 * two.fill, ..two }, |_| {}),
         CrossingFull => some_sent(1_025, Setup { frames: 2_048, ..two }, |_| {}),

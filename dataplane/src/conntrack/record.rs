@@ -25,6 +25,9 @@
 //! Only the owning worker writes. Word 0 is written last and cleared first, so a flow that a crash
 //! left half written is free. All other words mean something on their own, in any combination.
 
+mod left;
+
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -77,6 +80,15 @@ pub struct Flow {
     pub(super) sides: [Side; 2],
 }
 
+impl Flow {
+    /// Whether a table may have made it: what lies in a file of another process need not be so.
+    pub(super) fn is_sound(&self) -> bool {
+        // Its packets and their answers would be found by one key.
+        let is_ambiguous = self.original == self.translated.inverse();
+        self.state.is_of(self.original.transport) && !is_ambiguous
+    }
+}
+
 /// Why flows that an earlier process has written cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
@@ -92,6 +104,12 @@ pub enum LayoutError {
     /// It was written before the machine started.
     #[error("the file of flows is of another boot; it is discarded")]
     OtherBoot,
+    /// Reading failed, or there is no memory for what it holds.
+    #[error("the file of flows cannot be read ({kind}); it is discarded")]
+    Unreadable {
+        /// What the kernel said.
+        kind: io::ErrorKind,
+    },
 }
 
 /// The flows of one worker in memory.
@@ -131,20 +149,10 @@ impl Records {
     /// # Errors
     /// See [`LayoutError`].
     pub fn open(words: Arc<Words>, boot: [u64; 2]) -> Result<Records, LayoutError> {
-        let word = |at: usize| words.get(at).map_or(0, |word| word.load(Ordering::Acquire));
-        if word(0) != MAGIC {
-            return Err(LayoutError::Damaged);
-        }
-        let found = word(1) >> 32;
-        if found != VERSION {
-            return Err(LayoutError::Version { found });
-        }
-        let flows = u32::try_from(word(2)).map_err(|_| LayoutError::Damaged)?;
-        if [word(3), word(4)] != boot {
-            return Err(LayoutError::OtherBoot);
-        }
-        let is_whole = words.len() >= Records::words(flows);
-        if flows == 0 || flows > super::index::FLOWS_MAX || !is_whole {
+        let header: Vec<u64> =
+            words.iter().take(HEADER_WORDS).map(|word| word.load(Ordering::Acquire)).collect();
+        let flows = left::check(&header, boot)?;
+        if words.len() < Records::words(flows) {
             return Err(LayoutError::Damaged);
         }
         Ok(Records { words, flows })
@@ -165,7 +173,13 @@ impl Records {
     /// All flows that are whole. While their worker lives it is a list of what there was meanwhile,
     /// in which a flow may be mixed with its successor; what is left by a dead one is exact.
     pub fn iter(&self) -> impl Iterator<Item = Flow> + '_ {
-        (0..self.flows).filter_map(|flow| self.flow(flow))
+        self.places(0).filter_map(|(_, flow)| flow)
+    }
+
+    /// The places of flows from this one on, each with the flow that is there: for a list that is
+    /// made bit by bit. As for [`Records::iter`], which passes over the free ones.
+    pub fn places(&self, from: u32) -> impl Iterator<Item = (u32, Option<Flow>)> + '_ {
+        (from..self.flows).map(|place| (place, self.flow(place)))
     }
 
     /// A flow with all that is known of it; `None` if it is free, or no flow of ours.

@@ -9,6 +9,7 @@ const COMMON_BYTES: usize = 12;
 const CHUNK_HEADER_BYTES: usize = 4;
 
 /// Chunk types (RFC 9260 §3.2).
+const DATA: u8 = 0;
 const INIT: u8 = 1;
 const INIT_ACK: u8 = 2;
 const ABORT: u8 = 6;
@@ -52,6 +53,17 @@ impl SctpChunk {
         };
         let tag = u32::from_be_bytes([common[4], common[5], common[6], common[7]]);
         Some(SctpChunk { tag, kind, flags, initiate_tag })
+    }
+
+    /// Whether it asks for an association.
+    pub(super) fn asks(&self) -> bool {
+        self.kind == INIT
+    }
+
+    /// See [`super::Signal::in_the_middle`].
+    pub(super) fn in_the_middle(self) -> SctpChunk {
+        let is_answer = matches!(self.kind, INIT_ACK | COOKIE_ACK);
+        SctpChunk { kind: if is_answer { DATA } else { self.kind }, ..self }
     }
 }
 

@@ -56,6 +56,15 @@ impl FlowState {
         STATES[self as usize - 1].1
     }
 
+    /// Whether flows of this transport can be in it.
+    pub(super) fn is_of(self, transport: Transport) -> bool {
+        match self {
+            FlowState::Unanswered | FlowState::Stream => transport == Transport::Udp,
+            FlowState::Query => transport == Transport::Query,
+            _ => matches!(transport, Transport::Tcp | Transport::Sctp),
+        }
+    }
+
     /// Which timeout it has, and how early it gives way to others.
     #[inline]
     pub(super) fn class(self) -> Class {
@@ -184,6 +193,33 @@ impl Signal {
             Transport::Sctp => SctpChunk::read(l4).map(Signal::Sctp),
             Transport::Udp => Some(Signal::Udp),
             Transport::Query => Some(Signal::Query),
+        }
+    }
+
+    /// Whether a flow can begin with it: it asks for a connection, or is in the middle of one.
+    #[must_use]
+    pub fn opens(&self) -> bool {
+        Progress::first(self).is_some()
+    }
+
+    /// Whether it asks for a connection, or is of a protocol that has none.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        match self {
+            Signal::Tcp(segment) => segment.asks(),
+            Signal::Sctp(chunk) => chunk.asks(),
+            Signal::Udp | Signal::Query => true,
+        }
+    }
+
+    /// The signal without that it answers a packet that asked for a connection: with it a flow can
+    /// begin whose first packet has passed unseen.
+    #[must_use]
+    pub fn in_the_middle(self) -> Signal {
+        match self {
+            Signal::Tcp(segment) => Signal::Tcp(segment.in_the_middle()),
+            Signal::Sctp(chunk) => Signal::Sctp(chunk.in_the_middle()),
+            Signal::Udp | Signal::Query => self,
         }
     }
 }

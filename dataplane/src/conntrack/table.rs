@@ -1,6 +1,7 @@
 //! The table: how flows are found, opened, followed and forgotten. Every operation takes a bounded
 //! number of steps and no memory; what takes longer says so.
 
+mod forget;
 mod room;
 
 use std::ops::RangeInclusive;
@@ -11,8 +12,8 @@ use super::queues::{QueueId, Queues};
 use super::record::{Flow, Life, Records};
 use super::state::{Class, Progress};
 use super::{
-    Direction, Endpoint, FlowCounters, FlowKey, FlowState, HashSeed, NewFlow, OpenError, Signal,
-    Source,
+    Carried, Direction, Endpoint, FlowCounters, FlowKey, FlowState, HashSeed, NewFlow, OpenError,
+    Signal, Source, Stage, Transport,
 };
 use crate::port::{PORTS_MAX, PortId};
 
@@ -36,6 +37,12 @@ impl Found {
     #[must_use]
     pub fn direction(&self) -> Direction {
         self.direction
+    }
+
+    /// The same flow, for a packet of the other direction.
+    #[must_use]
+    pub fn opposite(self) -> Found {
+        Found { direction: self.direction.opposite(), ..self }
     }
 }
 
@@ -220,10 +227,45 @@ impl FlowTable {
             self.counters.refused_port.add(1);
             return Err(OpenError::NoPort);
         };
-        self.make_room(owner, now_s)?;
         let seen_s = now_s;
         let flow = Flow { owner, generation, original, translated, replies, state, seen_s, sides };
-        let Some(number) = self.insert(&flow) else {
+        self.admit(&flow)
+    }
+
+    /// Goes on with a flow that the node's kernel has carried so far.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. [`OpenError::NoOpening`]: its keys are none that a flow of ours can have,
+    /// or are one.
+    pub fn take_over(&mut self, carried: &Carried, now_ns: u64) -> Result<Found, OpenError> {
+        let Carried { owner, original, translated, replies, stage } = *carried;
+        let now_s = second(now_ns);
+        let generation = self.owners[usize::from(owner.0)].generation;
+        let generation = generation.ok_or(OpenError::NoOwner)?;
+        let ends = [original.src.address, original.dst.address];
+        if !ends.contains(&translated.src.address) || translated.inverse() == original {
+            return Err(OpenError::NoOpening);
+        }
+        if !self.vacate(&original, now_s) || !self.vacate(&translated.inverse(), now_s) {
+            return Err(OpenError::Exists);
+        }
+        let state = match (original.transport, stage) {
+            (Transport::Tcp | Transport::Sctp, Stage::Closing) => FlowState::Closing,
+            (Transport::Tcp | Transport::Sctp, Stage::Answered) => FlowState::Established,
+            (Transport::Tcp | Transport::Sctp, Stage::Unanswered) => FlowState::PickedUp,
+            (Transport::Udp, Stage::Unanswered) => FlowState::Unanswered,
+            (Transport::Udp, _) => FlowState::Stream,
+            (Transport::Query, _) => FlowState::Query,
+        };
+        let (seen_s, sides) = (now_s, Default::default());
+        let flow = Flow { owner, generation, original, translated, replies, state, seen_s, sides };
+        self.admit(&flow)
+    }
+
+    /// Adds a flow whose keys are free, at the cost of others if there is no room.
+    fn admit(&mut self, flow: &Flow) -> Result<Found, OpenError> {
+        self.make_room(flow.owner, flow.seen_s)?;
+        let Some(number) = self.insert(flow) else {
             self.counters.refused_full.add(1);
             return Err(OpenError::Full);
         };
@@ -263,33 +305,14 @@ impl FlowTable {
         done
     }
 
-    /// Forgets the flows of a pod that `is_one`. Takes as long as the pod has flows: for control's
-    /// orders, not for packets.
-    pub fn forget(&mut self, owner: PortId, is_one: impl Fn(&Flow) -> bool) -> u32 {
-        let mut forgotten = 0;
-        for class in Class::ALL {
-            let queue = QueueId::of(usize::from(owner.0), class);
-            // Whoever is looked at goes to the back, so the front is the next each time.
-            for _ in 0..self.queues.len(queue) {
-                let flow = self.queues.front(queue).expect("as long as it was");
-                if self.records.flow(flow).is_some_and(|flow| is_one(&flow)) {
-                    self.remove(flow);
-                    forgotten += 1;
-                } else {
-                    self.queues.unlink(queue, flow);
-                    self.queues.push_back(queue, flow);
-                }
-            }
-        }
-        forgotten
-    }
-
     /// Goes on with the flows that an earlier process has left, of pods that were admitted here
     /// with the generation they had; also with those it had retired and not freed yet, if the same
     /// pod is back. Allocates; for the start of a worker.
     pub fn restore(&mut self, left: &Records, now_ns: u64) -> Restored {
         let now_s = second(now_ns);
         let mut flows: Vec<Flow> = left.iter().collect();
+        // None lives longer for having been seen in the future.
+        flows.iter_mut().for_each(|flow| flow.seen_s = flow.seen_s.min(now_s));
         // Queues are in the order in which their flows were last seen.
         flows.sort_by_key(|flow| flow.seen_s);
         let mut result = Restored::default();
@@ -298,6 +321,7 @@ impl FlowTable {
             let home = self.owners.get(usize::from(owner.0)).copied().unwrap_or_default();
             let fits = home.generation == Some(generation)
                 && home.flows < self.flows_per_owner
+                && flow.is_sound()
                 && !is_expired(state, seen_s, now_s)
                 && self.find(&original).is_none()
                 && self.find(&translated.inverse()).is_none();

@@ -52,6 +52,20 @@ impl TcpSegment {
         })
     }
 
+    /// Whether it asks for a connection: SYN alone.
+    pub(super) fn asks(&self) -> bool {
+        self.flags & (SYN | ACK | RST) == SYN
+    }
+
+    /// See [`super::Signal::in_the_middle`].
+    pub(super) fn in_the_middle(self) -> TcpSegment {
+        let is_answer = self.flags & (SYN | ACK | RST) == SYN | ACK;
+        let flags = if is_answer { self.flags & !SYN } else { self.flags };
+        // The SYN occupies a number.
+        let sequence = self.sequence.wrapping_add(u32::from(is_answer));
+        TcpSegment { flags, sequence, ..self }
+    }
+
     fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }

@@ -17,7 +17,7 @@ fn ring(from: &FramePool) -> (CrossingOut, CrossingIn) {
 
 fn routed(egress: u16) -> Routed {
     let egress = PortId(egress);
-    Routed { egress, offload: Offload::default(), wire_packets: 1, wire_bytes: 9 }
+    Routed { egress, offload: Offload::default(), nat: Nat::None, wire_packets: 1, wire_bytes: 9 }
 }
 
 fn send(out: &mut CrossingOut, pool: &mut FramePool, bytes: &[u8], egress: u16) -> bool {

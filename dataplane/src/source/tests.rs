@@ -45,6 +45,7 @@ fn headers(src: IpAddr, dst: IpAddr) -> Headers {
         l4_offset: 34,
         len: 100,
         fragment: Fragment::Whole,
+        fragment_id: 0,
         dont_fragment: true,
         hop_limit: 64,
         icmp_type: None,

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use super::{Refusal, Worker};
-use crate::crossing::Routed;
+use crate::crossing::{Nat, Routed};
 use crate::drop::DropReason;
 use crate::frame::Packet;
 use crate::icmp::{self, ErrorKind};
@@ -121,7 +121,9 @@ impl<P: PacketIo> Worker<P> {
         let len = packet.len() as u32;
         let egress = self.ports[ingress].id;
         let offload = Offload::default();
-        self.deliver(tables, packet, Routed { egress, offload, wire_packets: 1, wire_bytes: len });
+        let (nat, wire_packets) = (Nat::None, 1);
+        let routed = Routed { egress, offload, nat, wire_packets, wire_bytes: len };
+        self.deliver(tables, packet, routed);
     }
 }
 

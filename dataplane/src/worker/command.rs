@@ -5,8 +5,10 @@ use std::sync::Arc;
 use rtrb::{Consumer, Producer, RingBuffer};
 
 use super::{Port, Worker};
+use crate::conntrack::Carried;
 use crate::counters::PortCounters;
 use crate::drop::DropReason;
+use crate::host_ports::HostPort;
 use crate::port::{PacketIo, PortId};
 use crate::share::Share;
 use crate::xsk::socket::lend;
@@ -27,6 +29,10 @@ pub enum Command<P> {
         share: Share,
         /// Where to count.
         counters: Arc<PortCounters>,
+        /// Of a pod: the lower 32 bits of its generation, never 0. Flows of the same pod, whose
+        /// port was rebuilt, go on; those of another one that had the number before are retired.
+        /// 0: the port is no pod's, and has no flows.
+        generation: u32,
     },
     /// Set frames aside for a socket that is to be bound with its fill ring full: drivers of NICs
     /// misbehave when it is empty. [`Event::Lent`] brings their addresses.
@@ -36,8 +42,28 @@ pub enum Command<P> {
         /// Frames at most.
         max: u32,
     },
-    /// Serve it no more, and give its rings back by [`Event::Removed`].
+    /// Serve it no more, and give its rings back by [`Event::Removed`]. Its flows stay: the port
+    /// may be built again for the same pod.
     RemovePort(PortId),
+    /// Go on with flows that the node's kernel has carried while no worker was there, unless there
+    /// are some with their keys.
+    TakeOver {
+        /// Of pods of this worker.
+        flows: Box<[Carried]>,
+    },
+    /// The pod of this port is gone: forget its flows, at once.
+    RetireFlows {
+        /// Its number.
+        owner: PortId,
+    },
+    /// Forget every flow, of any pod, that was asked at one of these host ports: they lead
+    /// elsewhere in the newest tables. The worker looks at all of its flows for it, at some in
+    /// every pass from now on: a million are some 40 ms of work, in which flows that begin may be
+    /// forgotten as well.
+    ForgetFlows {
+        /// The host ports. One that is of any address is of every address of its family.
+        host_ports: Arc<[HostPort]>,
+    },
     /// The port's socket is closed: take back the frames that its rings held.
     ReclaimPort(PortId),
     /// Serve what is there and stop.
@@ -77,7 +103,10 @@ impl<P: PacketIo> Worker<P> {
             let Ok(command) = self.commands.pop() else { return };
             self.let_all_go();
             match command {
-                Command::AddPort { id, io, share, counters } => {
+                Command::AddPort { id, io, share, counters, generation } => {
+                    if generation != 0 {
+                        self.flows.table.admit_owner(id, generation);
+                    }
                     self.add_port(Port { id, io: *io, share, counters, pending: false });
                 }
                 Command::Lend { id, max } => {
@@ -85,6 +114,16 @@ impl<P: PacketIo> Worker<P> {
                     self.tell(Event::Lent(id, frames));
                 }
                 Command::RemovePort(id) => self.remove_port(id),
+                Command::TakeOver { flows } => {
+                    for carried in &flows {
+                        // What has begun here meanwhile, or finds no room, is none to take over.
+                        let _known = self.flows.table.take_over(carried, self.now_ns);
+                    }
+                }
+                Command::RetireFlows { owner } => self.flows.table.retire_owner(owner),
+                Command::ForgetFlows { host_ports } => {
+                    self.flows.forget(host_ports);
+                }
                 Command::ReclaimPort(id) => {
                     self.pool.reclaim_port(id.0);
                     self.tell(Event::Reclaimed(id));

@@ -118,7 +118,7 @@ impl<P: PacketIo> Worker<P> {
             self.leave(tables, ingress, piece, routed, headers, exit);
             left -= 1;
         }
-        self.count_lost_pieces(ingress, left);
+        self.count_lost_pieces(ingress, Direction::FromPod, left);
     }
 
     /// Completes a checksum in software, for a port that has no TX metadata.

@@ -1,6 +1,9 @@
 //! Where a packet goes, and whether it may go there: the route, the hop limit, the size.
 
 use super::Refusal;
+use super::nat::{self, Reply};
+use crate::conntrack::Replies;
+use crate::crossing::Nat;
 use crate::drop::DropReason;
 use crate::fib;
 use crate::icmp::ErrorKind;
@@ -30,39 +33,53 @@ pub(super) struct Exit {
     /// Bytes of the longest IP packet that can leave by the port as one: more than `mtu` where the
     /// receiver's interface takes super-packets.
     pub longest: usize,
+    /// What the receiver's worker has to do with the packet's flow.
+    pub nat: Nat,
     /// We are a router between the two ends, and decrement the hop limit.
     pub is_hop: bool,
 }
 
 impl Exit {
-    /// Looks the way up.
+    /// Looks the way up. A reply goes where it will be addressed to, or to the node; what was sent
+    /// to a host port goes to the pod that this leads to.
     pub fn of_packet(
         tables: &Tables,
         worker: WorkerId,
         ingress: &PortSpec,
         head: &[u8],
         headers: &Headers,
+        reply: Option<&Reply>,
     ) -> Result<Exit, Refusal> {
         let is_v4 = matches!(headers.addresses, Addresses::V4 { .. });
         if is_v4 && headers.icmp_type == Some(REDIRECT) {
             return Err(DropReason::IcmpRedirect.into());
         }
-        let route = tables.route(worker, headers.destination(), || flow(head, headers));
+        let route = match reply {
+            Some(Reply { replies: Replies::ByNode, .. }) => tables.node(),
+            Some(reply) => tables.route(worker, reply.destination(headers), || flow(head, headers)),
+            None => tables.route(worker, headers.destination(), || flow(head, headers)),
+        };
         let exit = match (route, ingress.kind) {
-            (Route::Local(port), _) => Exit::by_port(ingress, port),
+            (Route::Local(port), _) => {
+                let nat = match (tables.is_tracked(port.id), ingress.kind) {
+                    (false, _) => Nat::None,
+                    (true, PortKind::Node) => Nat::FromNode,
+                    (true, PortKind::Pod | PortKind::Uplink) => Nat::Direct,
+                };
+                Exit { nat, ..Exit::by_port(ingress, port) }
+            }
+            // An address of the node is never one that its kernel's routes lead out of an uplink.
             (Route::Uplink(port, hop), PortKind::Pod) => {
                 let mtu = hop.mtu.map_or(port.mtu, |mtu| port.mtu.min(mtu as usize));
                 Exit { mac: hop.mac, mtu, longest: mtu, ..Exit::by_port(ingress, port) }
             }
-            (Route::Node(port), PortKind::Pod) => Exit::by_port(ingress, port),
-            (Route::NoPod, _) => {
-                let error = Some(ErrorKind::HostUnreachable);
-                return Err(Refusal { reason: DropReason::NoPod, error });
+            (route, PortKind::Pod | PortKind::Uplink) => {
+                match nat::asked_pod(tables, ingress, head, headers)?.filter(|_| reply.is_none()) {
+                    Some(pod) => Exit { nat: Nat::HostPort, ..Exit::by_port(ingress, pod) },
+                    None => Exit::elsewhere(ingress, &route)?,
+                }
             }
-            (Route::Uplink(..) | Route::Node(_), PortKind::Node | PortKind::Uplink) => {
-                return Err(DropReason::NotOurs.into());
-            }
-            (Route::Nowhere, _) => return Err(DropReason::PortDown.into()),
+            (route, PortKind::Node) => Exit::elsewhere(ingress, &route)?,
         };
         // RFC 1812 §5.3.1, RFC 4443 §3.3: what would leave with hop limit 0 does not leave.
         if exit.is_hop && headers.hop_limit <= 1 {
@@ -70,6 +87,21 @@ impl Exit {
             return Err(Refusal { reason: DropReason::TtlExpired, error });
         }
         Ok(exit)
+    }
+
+    /// The way to what is neither a pod of this node nor behind an uplink.
+    fn elsewhere(ingress: &PortSpec, route: &Route<'_>) -> Result<Exit, Refusal> {
+        match (route, ingress.kind) {
+            (Route::Node(port), PortKind::Pod) => Ok(Exit::by_port(ingress, port)),
+            (Route::NoPod, _) => {
+                let error = Some(ErrorKind::HostUnreachable);
+                Err(Refusal { reason: DropReason::NoPod, error })
+            }
+            (Route::Nowhere, _) => Err(DropReason::PortDown.into()),
+            (Route::Local(_) | Route::Uplink(..) | Route::Node(_), _) => {
+                Err(DropReason::NotOurs.into())
+            }
+        }
     }
 
     fn by_port(ingress: &PortSpec, port: &PortSpec) -> Exit {
@@ -84,6 +116,7 @@ impl Exit {
                 PortKind::Pod => port.device_mtu,
                 PortKind::Node | PortKind::Uplink => port.mtu,
             },
+            nat: Nat::None,
             // The node and we are one router.
             is_hop: ingress.kind != PortKind::Node && port.kind != PortKind::Node,
         }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::merge::FLOWS_MAX;
+use super::nat::Flows;
 use super::{BATCH_MAX, CommandQueue, EventQueue, Worker};
+use crate::conntrack::FlowTable;
 use crate::counters::WorkerCounters;
 use crate::crossing::{Bell, CrossingIn, CrossingOut};
 use crate::frame::FramePool;
@@ -31,7 +33,10 @@ pub struct WorkerParts<P> {
     pub bell: Arc<Bell>,
     /// What it counts.
     pub counters: Arc<WorkerCounters>,
-    /// Random and secret: decides which ICMP errors the limiter lets pass.
+    /// The flows of its pods, with what was restored of them.
+    pub flows: FlowTable,
+    /// Random and secret: decides which ICMP errors the limiter lets pass, and where datagrams are
+    /// remembered.
     pub seed: u64,
 }
 
@@ -49,6 +54,7 @@ impl<P: PacketIo> Worker<P> {
             incoming,
             bell,
             counters,
+            flows,
             seed,
         } = parts;
         counters.frames_total.set(u64::from(pool.count().total));
@@ -65,11 +71,13 @@ impl<P: PacketIo> Worker<P> {
             incoming,
             bell,
             counters,
+            flows: Flows::new(flows, seed.rotate_left(16)),
             limiter: Limiter::new(seed),
             wire_limiter: Limiter::new(seed.rotate_left(32)),
             batch: Vec::with_capacity(BATCH_MAX),
             held: Vec::with_capacity(FLOWS_MAX),
             now_ns: 0,
+            started_ns: 0,
             ports_added: false,
             stopping: false,
         }

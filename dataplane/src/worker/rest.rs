@@ -1,7 +1,7 @@
 //! The worker's thread: passes while there is work, sleep when there is none, housekeeping now
 //! and then.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::epoll;
 use rustix::fd::OwnedFd;
@@ -39,14 +39,14 @@ impl Rest {
 impl<P: PacketIo> Worker<P> {
     /// Runs until ordered to stop. Returns the worker's number for the log.
     pub fn run(mut self, rest: Rest) -> WorkerId {
-        let start = Instant::now();
+        self.started_ns = monotonic_ns();
         let bell = self.bell.clone();
         watch(&rest, bell.event(), BELL);
         let mut woken_by = Vec::with_capacity(1);
         let mut idle = 0;
         let mut housekept = 0;
         while !self.stopping {
-            let now_ns = nanoseconds(start);
+            let now_ns = monotonic_ns();
             let taken = self.pass(now_ns);
             if std::mem::take(&mut self.ports_added) {
                 // A closed socket leaves epoll by itself; a new one must join.
@@ -54,7 +54,7 @@ impl<P: PacketIo> Worker<P> {
             }
             if taken > 0 {
                 idle = 0;
-                self.counters.busy_ns.add(nanoseconds(start) - now_ns);
+                self.counters.busy_ns.add(monotonic_ns() - now_ns);
             } else {
                 idle += 1;
             }
@@ -86,6 +86,7 @@ impl<P: PacketIo> Worker<P> {
         let newest = self.subscription.adopt().generation();
         let waiting = !self.commands.is_empty()
             || newest != self.tables.generation()
+            || self.flows.is_sweeping()
             || self.incoming.iter().any(|i| !i.is_empty());
         if !waiting {
             // Nothing wakes us when the kernel has room for what it could not take.
@@ -139,7 +140,7 @@ impl<P: PacketIo> Worker<P> {
     /// The part of housekeeping that makes no system call: done before every sleep, so that the
     /// counters of a sleeping worker are exact.
     fn housekeep_cheaply(&mut self, now_ns: u64) {
-        self.counters.running_ns.set(now_ns);
+        self.counters.running_ns.set(now_ns - self.started_ns);
         self.publish_frame_counts();
     }
 
@@ -180,7 +181,9 @@ fn watch(rest: &Rest, fd: rustix::fd::BorrowedFd<'_>, token: u64) {
     );
 }
 
-fn nanoseconds(start: Instant) -> u64 {
-    // 584 years.
-    start.elapsed().as_nanos() as u64
+/// The time that flows are kept by: that of the boot, so that they outlive the process.
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // It begins at 0 with the boot, and ends in 584 years.
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

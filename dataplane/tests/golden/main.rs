@@ -9,6 +9,7 @@ mod forwarding;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod headers;
+mod host_ports;
 mod interleaving;
 mod merging;
 mod neighbors;

@@ -10,8 +10,17 @@ use super::{A, B, C, ENDS, NOBODY_V4, Node, Setup, UPLINK, VETH_UPLINK};
 
 /// So few frames that the segments of one packet use them up: with one worker there are 40 that no
 /// port holds, with two 120, and the tx ring of 48 is full first.
-const SETUP: Setup =
-    Setup { workers: 2, frames: 200, fill: 20, tx: 48, tx_checksum: true, node_port: true };
+const SETUP: Setup = Setup {
+    workers: 2,
+    frames: 200,
+    fill: 20,
+    tx: 48,
+    tx_checksum: true,
+    node_port: true,
+    flows: 64,
+    flows_per_pod: 48,
+    host_ports: false,
+};
 
 /// In the first byte: two workers, not one.
 pub const TWO_WORKERS: u8 = 1;

@@ -18,15 +18,20 @@ pub mod packet;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use dataplane::conntrack::{
+    Endpoint, FlowCounters, FlowTable, HashSeed, Records, TableParts, Transport,
+};
 use dataplane::counters::{DirectionCounters, PortCounters, WorkerCounters};
 use dataplane::crossing::{Bell, CrossingIn, CrossingOut, crossing};
 use dataplane::drop::DropReason;
 use dataplane::fib::{Action, ActionId, Fib, NextHop, UplinkId};
 use dataplane::frame::{FramePool, Packet};
+use dataplane::host_ports::{HostAddress, HostPort, HostPorts, Masquerade, Target};
 use dataplane::offload::Hints;
 use dataplane::port::{KernelDrops, Kicked, Mac, PacketIo, Partial, PortId, WorkerId};
 use dataplane::publish::Publisher;
@@ -35,7 +40,11 @@ use dataplane::sim::{Sent, SimPort};
 use dataplane::tables::{PortKind, PortSpec, Prefix, Tables, TablesInput, Uplink};
 use dataplane::worker::{BATCH_MAX, Command, Event, Worker, WorkerParts, queues};
 use dataplane::xsk::area::Area;
+use dataplane::xsk::words::Words;
 use rtrb::{Consumer, Producer};
+
+/// The only port that a flow gets as source where the client's is taken.
+const SOURCE_PORTS: RangeInclusive<u16> = 61_000..=61_000;
 
 /// What is at the far end of a port.
 #[derive(Debug)]
@@ -128,11 +137,26 @@ pub struct Setup {
     pub tx_checksum: bool,
     /// Whether there is a node port.
     pub node_port: bool,
+    /// Flows of each worker, and of each pod at most.
+    pub flows: u32,
+    pub flows_per_pod: u32,
+    /// Whether there are the host ports of [`host_ports`].
+    pub host_ports: bool,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { workers: 1, frames: 1024, fill: 64, tx: 256, tx_checksum: true, node_port: true }
+        Setup {
+            workers: 1,
+            frames: 1024,
+            fill: 64,
+            tx: 256,
+            tx_checksum: true,
+            node_port: true,
+            flows: 64,
+            flows_per_pod: 48,
+            host_ports: false,
+        }
     }
 }
 
@@ -190,9 +214,50 @@ impl Setup {
                 .collect(),
             uplinks: vec![Uplink { id: UplinkId(0), ports: vec![UPLINK.id, VETH_UPLINK.id] }],
             fib: fib(),
-            ..TablesInput::default()
+            host_ports: Arc::new(if self.host_ports { host_ports() } else { HostPorts::default() }),
         }
     }
+}
+
+/// A port of every address of the node that leads to a port of a pod, for TCP, UDP and SCTP.
+#[derive(Debug)]
+pub struct Mapped {
+    pub host_port: u16,
+    pub pod: &'static End,
+    pub port: u16,
+    pub masquerade: Masquerade,
+}
+
+const fn mapped(host_port: u16, pod: &'static End, port: u16, masquerade: Masquerade) -> Mapped {
+    Mapped { host_port, pod, port, masquerade }
+}
+
+/// Leads to B, which sees its own source masqueraded.
+pub const TO_B: Mapped = mapped(8080, &B, 80, Masquerade::Itself);
+/// Leads to B, which sees nobody's source (`masqAll`).
+pub const HIDDEN: Mapped = mapped(8081, &B, 81, Masquerade::Everybody);
+/// Leads to B, which sees everybody's source (`snat: false`).
+pub const BARE: Mapped = mapped(8082, &B, 82, Masquerade::Nobody);
+/// Leads to a pod in basic mode.
+pub const TO_PLAIN: Mapped = mapped(8083, &PLAIN, 80, Masquerade::Itself);
+/// Leads to a pod with a smaller route MTU.
+pub const TO_C: Mapped = mapped(8084, &C, 80, Masquerade::Itself);
+
+/// All of the above.
+pub fn host_ports() -> HostPorts {
+    let mut host_ports = HostPorts::default();
+    for Mapped { host_port, pod, port, masquerade } in [TO_B, HIDDEN, BARE, TO_PLAIN, TO_C] {
+        for transport in [Transport::Tcp, Transport::Udp, Transport::Sctp] {
+            let addresses: [(HostAddress, IpAddr); 2] =
+                [(HostAddress::AnyV4, pod.v4.into()), (HostAddress::AnyV6, pod.v6.into())];
+            for (address, serving) in addresses {
+                let serving = Endpoint { address: serving, port };
+                let target = Target { pod: pod.id, serving, masquerade };
+                host_ports.insert(HostPort { transport, address, port: host_port }, target);
+            }
+        }
+    }
+    host_ports
 }
 
 /// A prefix of each family.
@@ -350,6 +415,7 @@ impl Link {
 struct Side {
     worker: Worker<Wire>,
     counters: Arc<WorkerCounters>,
+    flows: Arc<FlowCounters>,
     commands: Producer<Command<Wire>>,
     events: Consumer<Event<Wire>>,
 }
@@ -411,8 +477,34 @@ impl Node {
         let counters = Arc::new(PortCounters::default());
         let (io, counts) = (Box::new(wire.clone()), counters.clone());
         let share = Share::between(fill, 2 * fill);
-        self.order(home, Command::AddPort { id, io, share, counters: counts });
+        let generation = self.generation_of(id);
+        self.order(home, Command::AddPort { id, io, share, counters: counts, generation });
         self.former.extend(self.links.insert(id, Link { live: true, wire, counters, home }));
+    }
+
+    /// Pods have a generation, other ports have none.
+    fn generation_of(&self, id: PortId) -> u32 {
+        let pod = ENDS.into_iter().find(|end| end.id == id && end.is_pod());
+        pod.map_or(0, |_| 1)
+    }
+
+    /// Orders the worker to forget the flows of a pod that is gone.
+    pub fn retire_flows(&mut self, owner: PortId) {
+        self.order(self.links[&owner].home, Command::RetireFlows { owner });
+    }
+
+    /// Orders every worker to forget the flows of these host ports.
+    pub fn forget_flows(&mut self, host_ports: &[HostPort]) {
+        let host_ports: Arc<[HostPort]> = host_ports.into();
+        for worker in 0..self.sides.len() {
+            let host_ports = host_ports.clone();
+            self.order(WorkerId(worker as u16), Command::ForgetFlows { host_ports });
+        }
+    }
+
+    /// What the table of flows of a worker has counted.
+    pub fn flows(&self, worker: usize) -> &FlowCounters {
+        &self.sides[worker].flows
     }
 
     /// Orders the worker to serve a port no more.
@@ -703,13 +795,14 @@ fn sides(setup: Setup, publisher: &Publisher) -> Vec<Side> {
         }
     }
     let side = |(index, ((area, bell), (out, incoming)))| {
-        side(index, FramePool::new(area), bell, out, incoming, publisher)
+        side(index, setup, FramePool::new(area), bell, out, incoming, publisher)
     };
     ground.into_iter().zip(rings).enumerate().map(side).collect()
 }
 
 fn side(
     index: usize,
+    setup: Setup,
     pool: FramePool,
     bell: Arc<Bell>,
     out: Vec<Option<CrossingOut>>,
@@ -718,6 +811,17 @@ fn side(
 ) -> Side {
     let ((commands, events), (command_queue, event_queue)) = queues();
     let counters = Arc::new(WorkerCounters::default());
+    let flow_counters = Arc::new(FlowCounters::default());
+    let flows = FlowTable::new(TableParts {
+        records: Records::format(
+            Arc::new(Words::anonymous(Records::words(setup.flows)).expect("memory")),
+            [0; 2],
+        ),
+        flows_per_owner: setup.flows_per_pod,
+        source_ports: SOURCE_PORTS,
+        seed: HashSeed([7, index as u64]),
+        counters: flow_counters.clone(),
+    });
     let worker = Worker::new(WorkerParts {
         id: WorkerId(index as u16),
         pool,
@@ -728,9 +832,10 @@ fn side(
         incoming,
         bell,
         counters: counters.clone(),
+        flows,
         seed: 7,
     });
-    Side { worker, counters, commands, events }
+    Side { worker, counters, flows: flow_counters, commands, events }
 }
 
 fn bell() -> Arc<Bell> {

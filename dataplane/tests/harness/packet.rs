@@ -11,6 +11,17 @@ pub const FIN: u8 = 0x01;
 pub const PSH: u8 = 0x08;
 pub const ACK: u8 = 0x10;
 pub const CWR: u8 = 0x80;
+pub const SYN: u8 = 0x02;
+pub const RST: u8 = 0x04;
+
+/// Types of SCTP chunks (RFC 9260 §3.2).
+pub const DATA: u8 = 0;
+pub const INIT: u8 = 1;
+pub const INIT_ACK: u8 = 2;
+pub const ABORT: u8 = 6;
+
+/// The verification tag of every association.
+const TAG: u32 = 0x1234_5678;
 
 const ETHERNET_BYTES: usize = 14;
 
@@ -42,6 +53,12 @@ enum Layer4 {
         kind: u8,
         code: u8,
         rest: [u8; 4],
+    },
+    /// The common header and that of the first chunk, whose value the payload is.
+    Sctp {
+        src: u16,
+        dst: u16,
+        chunk: u8,
     },
     /// Only the protocol number; the payload is all there is.
     Other(u8),
@@ -96,6 +113,12 @@ impl Packet {
     /// From this end's MAC and addresses to its gateway.
     pub fn from(mut self, end: &End) -> Self {
         (self.src_mac, self.dst_mac) = (end.mac, end.gateway_mac);
+        self.src = [end.v4.into(), end.v6.into()];
+        self
+    }
+
+    /// With this end's addresses as its source.
+    pub fn src_of(mut self, end: &End) -> Self {
         self.src = [end.v4.into(), end.v6.into()];
         self
     }
@@ -169,6 +192,12 @@ impl Packet {
         self.may_fragment()
     }
 
+    /// Identification of the datagram; over IPv6 only a fragment has one.
+    pub fn id(mut self, id: u16) -> Self {
+        self.id = id;
+        self
+    }
+
     /// IPv4 options, padded to words.
     pub fn options(mut self, options: &[u8]) -> Self {
         self.options = options.to_vec();
@@ -232,6 +261,29 @@ impl Packet {
         let Layer4::Icmp { kind, code, .. } = self.layer4 else { panic!("only for ICMP") };
         self.layer4 = Layer4::Icmp { kind, code, rest: value.to_be_bytes() };
         self
+    }
+
+    /// An SCTP packet of one chunk. Both ends have one verification tag, so that it is right in
+    /// every packet, [`INIT`] apart.
+    pub fn sctp(mut self, src: u16, dst: u16, chunk: u8) -> Self {
+        self.layer4 = Layer4::Sctp { src, dst, chunk };
+        self
+    }
+
+    /// Other ports.
+    pub fn ports(mut self, src: u16, dst: u16) -> Self {
+        match &mut self.layer4 {
+            Layer4::Udp { src: own, dst: other }
+            | Layer4::Tcp { src: own, dst: other, .. }
+            | Layer4::Sctp { src: own, dst: other, .. } => (*own, *other) = (src, dst),
+            Layer4::Icmp { .. } | Layer4::Other(_) => panic!("only for what has ports"),
+        }
+        self
+    }
+
+    /// The IP packet that an ICMP error about this one quotes.
+    pub fn quoted(&self) -> Vec<u8> {
+        self.build().split_off(ETHERNET_BYTES)
     }
 
     pub fn protocol(mut self, protocol: u8) -> Self {
@@ -327,10 +379,10 @@ impl Packet {
         whole
     }
 
-    /// The IPv4 fragments of at most `size` payload bytes, a multiple of 8.
+    /// The fragments of at most `size` payload bytes, a multiple of 8.
     pub fn fragments(&self, size: usize) -> Vec<Packet> {
         let whole = self.build();
-        let protocol = whole[ETHERNET_BYTES + 9];
+        let protocol = self.protocol_number();
         let parts = whole[self.l4_offset()..].chunks(size);
         let last = parts.len() - 1;
         let fragment = |(index, part): (usize, &[u8])| {
@@ -390,7 +442,8 @@ impl Packet {
         let mut extensions = self.extensions.clone();
         if let Some((offset, more)) = self.fragment {
             let field = (offset | u16::from(more)).to_be_bytes();
-            extensions.push((44, vec![0, 0, field[0], field[1], 0, 0, 0, 7]));
+            let [high, low] = self.id.to_be_bytes();
+            extensions.push((44, vec![0, 0, field[0], field[1], 0, 0, high, low]));
         }
         let mut next = self.protocol_number();
         for (number, bytes) in extensions.iter_mut().rev() {
@@ -412,6 +465,7 @@ impl Packet {
             Layer4::Tcp { .. } => 6,
             Layer4::Icmp { .. } if self.v6 => 58,
             Layer4::Icmp { .. } => 1,
+            Layer4::Sctp { .. } => 132,
             Layer4::Other(protocol) => protocol,
         }
     }
@@ -435,6 +489,12 @@ impl Packet {
             Layer4::Icmp { kind, code, rest } => {
                 header.extend([[kind, code], [0, 0], [rest[0], rest[1]], [rest[2], rest[3]]]);
             }
+            Layer4::Sctp { src, dst, chunk } => {
+                let tag = if chunk == INIT { 0 } else { TAG };
+                header.extend([src, dst, (tag >> 16) as u16, tag as u16].map(u16::to_be_bytes));
+                let len = 4 + self.payload.len() as u16;
+                header.extend([[0, 0], [0, 0], [chunk, 0], len.to_be_bytes()]);
+            }
             Layer4::Other(_) => {}
         }
         header.concat()
@@ -449,6 +509,11 @@ impl Packet {
             Layer4::Tcp { .. } => (16, pseudo),
             Layer4::Icmp { .. } if self.v6 => (2, pseudo),
             Layer4::Icmp { .. } => (2, Vec::new()),
+            Layer4::Sctp { .. } => {
+                let crc = crc32c(&bytes).to_le_bytes();
+                bytes[8..12].copy_from_slice(&crc);
+                return bytes;
+            }
             Layer4::Other(_) => return bytes,
         };
         let check = match self.check {
@@ -491,6 +556,18 @@ pub fn sum(bytes: &[u8]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     sum as u16
+}
+
+/// CRC32c as RFC 9260 appendix A defines it, bit by bit.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+        }
+    }
+    !crc
 }
 
 /// An ICMP error from the node to `end`, quoting `offender` as it arrived.

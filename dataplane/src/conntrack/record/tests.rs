@@ -96,7 +96,8 @@ proptest! {
             word.store(value, Ordering::Relaxed);
         }
         prop_assert_eq!(Records::open(memory.clone(), BOOT).err(), Some(LayoutError::Damaged));
-        let header = [MAGIC, version << 32, flows, BOOT[0], BOOT[1]];
+        let layout = version << 32 | RECORD_WORDS as u64;
+        let header = [MAGIC, layout, flows, BOOT[0], BOOT[1]];
         memory.iter().zip(header).for_each(|(word, value)| word.store(value, Ordering::Relaxed));
         if let Ok(records) = Records::open(memory, BOOT) {
             prop_assert!(records.iter().count() <= 2);
@@ -114,7 +115,7 @@ fn only_flows_of_this_layout_and_boot_are_opened() {
     assert_eq!(Records::open(words.clone(), [1, 3]).err(), Some(LayoutError::OtherBoot));
     words[2].store(4, Ordering::Relaxed);
     assert_eq!(Records::open(words.clone(), BOOT).err(), Some(LayoutError::Damaged), "too short");
-    words[1].store(2 << 32, Ordering::Relaxed);
+    words[1].store(2 << 32 | RECORD_WORDS as u64, Ordering::Relaxed);
     assert_eq!(Records::open(words, BOOT).err(), Some(LayoutError::Version { found: 2 }));
 }
 

@@ -503,3 +503,77 @@ fn what_ends_or_answers_a_connection_opens_none() {
     }
     assert_eq!(table.queues.used(), 0);
 }
+
+#[test]
+fn a_flow_that_the_kernel_has_carried_goes_on_as_it_was_translated_there() {
+    let mut table = table(8, 8);
+    let new = new_flow(1, Transport::Tcp, 7, Source::Client);
+    // The kernel has chosen another source port.
+    let src = Endpoint { port: 61_000, ..new.original.src };
+    let translated = FlowKey { src, dst: new.serving, ..new.original };
+    let carried = Carried {
+        owner: new.owner,
+        original: new.original,
+        translated,
+        replies: Replies::ByRoute,
+        stage: Stage::Answered,
+    };
+    assert_eq!(table.take_over(&carried, 0), Err(OpenError::NoOwner));
+    table.admit_owner(new.owner, 1);
+    let found = table.take_over(&carried, SECOND).unwrap();
+    assert_eq!(table.sent(found), translated);
+    assert_eq!(table.flow(found).state, FlowState::Established);
+    let reply = table.lookup(&translated.inverse(), SECOND).expect("the server speaks first");
+    assert_eq!(table.sent(reply), new.original.inverse());
+    table.observe(reply, &tcp(ACK, 900, 5), 2 * SECOND);
+    assert_eq!(table.flow(found).state, FlowState::Established);
+    assert_eq!(table.take_over(&carried, SECOND), Err(OpenError::Exists));
+    // Nobody who looks at the record can tell a third source address.
+    let third = FlowKey { src: end(9, 9), ..translated };
+    let strange = Carried { translated: third, ..carried };
+    assert_eq!(table.take_over(&strange, SECOND), Err(OpenError::NoOpening));
+}
+
+#[test]
+fn a_flow_of_the_kernel_goes_on_where_it_was() {
+    let mut table = table(8, 8);
+    table.admit_owner(PortId(1), 1);
+    for (client, transport, stage, state) in [
+        (1, Transport::Tcp, Stage::Unanswered, FlowState::PickedUp),
+        (2, Transport::Sctp, Stage::Answered, FlowState::Established),
+        (3, Transport::Udp, Stage::Unanswered, FlowState::Unanswered),
+        (4, Transport::Udp, Stage::Answered, FlowState::Stream),
+        (5, Transport::Tcp, Stage::Closing, FlowState::Closing),
+    ] {
+        let new = new_flow(1, transport, client, Source::Client);
+        let translated = FlowKey { dst: new.serving, ..new.original };
+        let (owner, original, replies) = (new.owner, new.original, Replies::ByRoute);
+        let carried = Carried { owner, original, translated, replies, stage };
+        let found = table.take_over(&carried, 0).unwrap();
+        assert_eq!(table.flow(found).state, state);
+    }
+}
+
+#[test]
+fn a_sweep_sees_every_flow_in_steps_and_takes_only_what_it_is_asked_for() {
+    let mut table = table(10, 10);
+    for owner in 0..3 {
+        table.admit_owner(PortId(owner), 1);
+        for client in 0..3 {
+            let new = new_flow(owner, Transport::Udp, client, Source::Client);
+            table.open(&new, &Signal::Udp, SECOND).unwrap();
+        }
+    }
+    // Of a pod that is gone nothing is left to forget.
+    table.retire_owner(PortId(2));
+    let is_one = |flow: &Flow| flow.original.src.port != 2001;
+    let steps = std::iter::successors(Some(0), |from| table.sweep(*from, 4, is_one));
+    assert_eq!(steps.collect::<Vec<u32>>(), [0, 4, 8]);
+    let all = (0..3).flat_map(|owner| (0..3).map(move |client| (owner, client)));
+    let left = all.filter(|(owner, client)| {
+        let key = new_flow(*owner, Transport::Udp, *client, Source::Client).original;
+        table.lookup(&key, SECOND).is_some()
+    });
+    assert_eq!(left.collect::<Vec<_>>(), [(0, 1), (1, 1)]);
+    assert_eq!(table.counters.flows.get(), 2);
+}
