@@ -8,6 +8,9 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(test)]
+mod tests;
+
 /// Version of this protocol. The daemon accepts one more and one less, so that a shim and a daemon
 /// of neighbouring releases work together during an upgrade.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -64,6 +67,27 @@ pub enum Call {
         /// `next` of the page before, verbatim.
         after: String,
     },
+    /// `viaduct flows`: answers like [`Call::List`], but a page may be without rows, because the
+    /// daemon looks at so many flows at a time, whether they are asked for or not.
+    Flows {
+        /// Which flows.
+        filter: FlowFilter,
+        /// `next` of the page before, verbatim; absent for the first.
+        #[serde(default)]
+        after: Option<String>,
+    },
+}
+
+/// Which flows are listed: those that meet every condition.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FlowFilter {
+    /// Of this pod: `namespace/name`, a name, or the beginning of a container ID.
+    pub pod: Option<String>,
+    /// From or to this address, before or after translation.
+    pub address: Option<IpAddr>,
+    /// From or to this port, before or after translation.
+    pub port: Option<u16>,
 }
 
 /// What `viaduct` can list.
@@ -80,6 +104,8 @@ pub enum Listing {
     Routes,
     /// `viaduct drops`.
     Drops,
+    /// `viaduct hostports`.
+    Hostports,
 }
 
 /// An address with its prefix length, written `10.244.1.5/24`.
@@ -141,6 +167,57 @@ pub struct AddRequest {
     pub pod_namespace: String,
     /// K8S_POD_NAME, or empty.
     pub pod_name: String,
+    /// Ports of the node that are to lead to the pod (capability `portMappings`). A daemon that is
+    /// too old to read them says so by [`AddReply::port_mappings`].
+    #[serde(default)]
+    pub port_mappings: Vec<PortMapping>,
+    /// Key `snat`: whether the pod's own connections to its host ports, and those of the node to
+    /// 127.0.0.1, get another source; absent: they do.
+    #[serde(default)]
+    pub snat: Option<bool>,
+    /// Key `masqAll`: whether every connection to the host ports gets another source.
+    #[serde(default)]
+    pub masq_all: bool,
+}
+
+/// One entry of the `portMappings` capability: a port of the node that leads to one of the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMapping {
+    /// `hostIP`: one address of the node, or the unspecified address of a family for all of that
+    /// family; absent: all addresses of both.
+    pub host_ip: Option<IpAddr>,
+    /// `hostPort`; never 0, which asks for nothing and is left out.
+    pub host_port: u16,
+    /// `containerPort`; never 0.
+    pub container_port: u16,
+    /// `protocol`.
+    pub protocol: PortProtocol,
+}
+
+/// A protocol with ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PortProtocol {
+    /// RFC 9293.
+    Tcp,
+    /// RFC 768.
+    Udp,
+    /// RFC 9260.
+    Sctp,
+}
+
+impl PortProtocol {
+    /// All of them.
+    pub const ALL: [PortProtocol; 3] = [PortProtocol::Tcp, PortProtocol::Udp, PortProtocol::Sctp];
+
+    /// Its name, as runtimes write it and listings show it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PortProtocol::Tcp => "tcp",
+            PortProtocol::Udp => "udp",
+            PortProtocol::Sctp => "sctp",
+        }
+    }
 }
 
 /// A route that IPAM wants in the pod beside the default one.
@@ -173,6 +250,9 @@ pub struct CheckRequest {
     pub host_ifname: Option<String>,
     /// Route destinations (CIDR) that prevResult lists.
     pub routes: Vec<String>,
+    /// Ports of the node that the runtime believes to lead to the pod.
+    #[serde(default)]
+    pub port_mappings: Vec<PortMapping>,
 }
 
 /// Detach what is not listed.
@@ -197,6 +277,10 @@ pub struct AddReply {
     pub mtu: u32,
     /// The pod's addresses, IPv4 first.
     pub addresses: Vec<PodAddress>,
+    /// How many of the request's port mappings were read, which is all of them but for a daemon of
+    /// an earlier release: that knows of none, and leaves this out.
+    #[serde(default)]
+    pub port_mappings: usize,
 }
 
 /// The daemon's answer.

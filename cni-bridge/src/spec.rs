@@ -5,6 +5,7 @@
 
 pub mod conf;
 pub mod error;
+pub mod host_ports;
 pub mod json;
 pub mod options;
 pub mod result;
@@ -12,6 +13,7 @@ pub mod version;
 
 pub use conf::NetConf;
 pub use error::{CniError, code};
+pub use host_ports::HostPortOptions;
 pub use options::AddOptions;
 pub use result::CniResult;
 pub use version::{CniVersion, Verb};

@@ -6,13 +6,14 @@
 //! other than 0.
 
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use cni_bridge::client::{ClientError, ask};
-use cni_bridge::protocol::{Call, CallError, Listing, Reply};
+use cni_bridge::protocol::{Call, CallError, FlowFilter, Listing, Reply};
 use cni_bridge::spec::conf::SOCKET_DEFAULT;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -24,6 +25,7 @@ use crate::report::Status;
 
 mod array;
 mod figures;
+mod nat;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -90,6 +92,20 @@ enum Command {
     /// are what was refused while no worker was there, of all pods together.
     #[command(verbatim_doc_comment)]
     Drops(Format),
+    /// Ports of the node that lead to pods
+    ///
+    /// HOST is the address and port of the node that clients ask: one of its addresses, or any it
+    /// has of that family. POD is what answers.
+    #[command(verbatim_doc_comment)]
+    Hostports(Format),
+    /// Flows that workers follow: who asks which host port, and which pod answers
+    ///
+    /// A flow is what has the same protocol, addresses and ports, there and back. All that goes to
+    /// a port of a pod that a host port leads to is followed. POD SEES is shown where it is not the
+    /// client. REPLIES BY is "node" where the node's own kernel has sent the client's packets, and
+    /// gets the pod's. What only the kernel carries is not shown.
+    #[command(verbatim_doc_comment)]
+    Flows(Flows),
     /// What stands in Viaduct's way here, with and without a daemon; exits 0 if nothing is amiss
     ///
     /// Looks at this machine and at the network namespace it runs in, and asks the daemon if there
@@ -97,6 +113,22 @@ enum Command {
     /// could not be found out, which is no failure. What to do about it stands below the table.
     #[command(verbatim_doc_comment)]
     Doctor(Examination),
+}
+
+/// Which flows `viaduct flows` shows.
+#[derive(Args, Clone, Debug)]
+struct Flows {
+    #[command(flatten)]
+    format: Format,
+    /// Of this pod: namespace/name, a name, or the beginning of a container ID
+    #[arg(long, value_name = "POD")]
+    pod: Option<String>,
+    /// From or to this address
+    #[arg(long, value_name = "ADDRESS")]
+    address: Option<IpAddr>,
+    /// From or to this port
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
 }
 
 /// What `viaduct doctor` looks at.
@@ -177,11 +209,27 @@ pub fn main() -> ExitCode {
 fn run(socket: &Path, command: Command, out: &mut impl Write) -> Result<(), CliError> {
     match command {
         Command::Status(format) => status(socket, format, out),
-        Command::Pods(format) => list(socket, Listing::Pods, format, views::pods, out),
-        Command::Ports(format) => list(socket, Listing::Ports, format, views::ports, out),
-        Command::Routes(format) => list(socket, Listing::Routes, format, views::routes, out),
-        Command::Drops(format) => list(socket, Listing::Drops, format, views::drops, out),
+        Command::Pods(format) => list(socket, calls(Listing::Pods), format, views::pods, out),
+        Command::Ports(format) => list(socket, calls(Listing::Ports), format, views::ports, out),
+        Command::Routes(format) => list(socket, calls(Listing::Routes), format, views::routes, out),
+        Command::Drops(format) => list(socket, calls(Listing::Drops), format, views::drops, out),
+        Command::Hostports(format) => {
+            list(socket, calls(Listing::Hostports), format, nat::host_ports, out)
+        }
+        Command::Flows(Flows { format, pod, address, port }) => {
+            let filter = FlowFilter { pod, address, port };
+            let call = |after| Call::Flows { filter: filter.clone(), after };
+            list(socket, call, format, nat::flows, out)
+        }
         Command::Doctor(examination) => examine(socket, examination, out),
+    }
+}
+
+/// The calls for the pages of a listing: for the first, and for the one behind `next` of another.
+fn calls(listing: Listing) -> impl Fn(Option<String>) -> Call {
+    move |after| match after {
+        None => Call::List(listing),
+        Some(after) => Call::ListAfter { listing, after },
     }
 }
 
@@ -232,18 +280,18 @@ fn status(socket: &Path, format: Format, out: &mut impl Write) -> Result<(), Cli
 /// of its columns takes all of them.
 fn list<R: DeserializeOwned>(
     socket: &Path,
-    listing: Listing,
+    call: impl Fn(Option<String>) -> Call,
     format: Format,
     view: impl FnOnce(&[R]) -> String,
     out: &mut impl Write,
 ) -> Result<(), CliError> {
     if format.json {
         let mut array = Array::new(out);
-        each_page(socket, listing, |page| Ok(page.iter().try_for_each(|row| array.row(row))?))?;
+        each_page(socket, call, |page| Ok(page.iter().try_for_each(|row| array.row(row))?))?;
         return Ok(array.end()?);
     }
     let mut rows = Vec::new();
-    each_page(socket, listing, |page| {
+    each_page(socket, call, |page| {
         let page = page.into_iter().map(serde_json::from_value);
         rows.extend(page.collect::<Result<Vec<R>, _>>()?);
         Ok(())
@@ -256,17 +304,17 @@ fn list<R: DeserializeOwned>(
 /// keep one open for somebody who reads through a pager.
 fn each_page(
     socket: &Path,
-    listing: Listing,
+    call: impl Fn(Option<String>) -> Call,
     mut take: impl FnMut(Vec<Value>) -> Result<(), CliError>,
 ) -> Result<(), CliError> {
-    let mut call = Call::List(listing);
+    let mut after = None;
     loop {
-        match fetch(socket, call)? {
+        match fetch(socket, call(after.clone()))? {
             Reply::Listing(Value::Array(rows)) => return take(rows),
-            // Pages without a row might have no end.
-            Reply::Page { rows, next } if !rows.is_empty() => {
+            // Pages that lead nowhere would have no end. One may be without rows, but goes on.
+            Reply::Page { rows, next } if after.as_ref() != Some(&next) => {
                 take(rows)?;
-                call = Call::ListAfter { listing, after: next };
+                after = Some(next);
             }
             _ => return Err(CliError::NotAListing { socket: socket.to_owned() }),
         }

@@ -46,7 +46,12 @@ pub const FLOWS_MIN: u32 = 1024;
 /// Most entries of the flow table: a few GB of memory.
 pub const FLOWS_MAX: u32 = 1 << 24;
 /// Entries of the flow table by default.
-pub const FLOWS_DEFAULT: u32 = 1 << 20;
+pub const FLOWS_DEFAULT: u32 = 1 << 18;
+/// Fewest flows that a pod may have: a browser's connections.
+pub const FLOWS_PER_POD_MIN: u32 = 64;
+/// The part of a worker's flows that one pod may have by default: a flooded one leaves most to the
+/// others.
+pub const FLOWS_PER_POD_PART: u32 = 4;
 
 /// Shortest queue or burst of a shaper: below it, timer slack alone would empty the bucket.
 pub const SHAPING_MIN: Duration = Duration::from_millis(1);
@@ -154,6 +159,8 @@ pub struct Uplink {
 pub struct Nat {
     /// Entries of the flow table over all workers, [`FLOWS_MIN`] to [`FLOWS_MAX`].
     pub flows: u32,
+    /// Most flows of one pod, [`FLOWS_PER_POD_MIN`] to [`FLOWS_MAX`].
+    pub flows_per_pod: u32,
 }
 
 /// Bandwidth limits.

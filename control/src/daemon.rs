@@ -205,6 +205,7 @@ impl Daemon {
             self.watched = now;
             self.engine.watch(now);
         }
+        self.engine.purge_kernel_flows();
         self.control.expire(now);
         if let Some(metrics) = &mut self.metrics {
             metrics.expire(now);
@@ -278,6 +279,7 @@ impl Daemon {
             }
             (Call::List(listing), _) => self.engine.list(listing, None),
             (Call::ListAfter { listing, after }, _) => self.engine.list(listing, Some(&after)),
+            (Call::Flows { filter, after }, _) => self.engine.list_flows(&filter, after.as_deref()),
         }
     }
 

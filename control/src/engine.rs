@@ -4,11 +4,16 @@
 //! A request goes `Change → State::apply → kernel → tables → adopted by all workers → journal`.
 //! Every step has its undo beside it; a request that fails leaves nothing behind.
 
+mod addresses;
 mod adopt;
 mod attach;
+mod carried;
 mod compile;
 mod detach;
+mod flows;
 mod follow;
+mod host_ports;
+mod kernel_table;
 mod listing;
 mod pins;
 mod ports;
@@ -20,25 +25,27 @@ mod watch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Instant;
 
 use cni_bridge::protocol::{Attachment, CallError, CheckRequest, GcRequest};
+use dataplane::host_ports::{HostPort, HostPorts};
 use dataplane::port::PortId;
 use dataplane::xsk::program::{Fallback, PortEntry, PortKind, Programs};
-use ipnet::IpNet;
 
 use crate::config::Config;
+use crate::ctnetlink::Purge;
 use crate::endpoint::{self, EndpointError, EndpointSpec, HostSide, Offloads};
 use crate::ethtool::Ethtool;
 use crate::fib::Mirror;
 use crate::ipam::Ipam;
 use crate::journal::{Journal, Record, boot_id};
-use crate::netlink::{AddressScope, Netlink};
-use crate::nft::{NftConfig, NftTable};
+use crate::netlink::Netlink;
+use crate::nft::NftTable;
 use crate::node::{NODE_IFNAME, NodeConfig, NodePort, WORKER_IFNAME, cookie};
 use crate::state::{Limits, PodRecord, State};
 use crate::sysctl::SysctlLog;
-use crate::workers::{NODE_SLOT, UPLINK_PORTS_MAX, Workers, WorkersConfig};
+use crate::workers::{Foundation, NODE_SLOT, UPLINK_PORTS_MAX, Workers, WorkersConfig};
 
 use adopt::Remembered;
 pub use attach::ADD_WAITS;
@@ -83,6 +90,18 @@ pub struct Engine {
     adopted_sockets: Vec<(PortId, OwnedFd)>,
     /// Addresses of the node for the tables.
     node_addresses: Vec<IpAddr>,
+    /// Addresses that are local without being the node's.
+    not_node: Vec<IpAddr>,
+    /// Ports of the node that workers lead to the pods they serve.
+    host_ports: Arc<HostPorts>,
+    /// Keeps the kernel's flows in step with host ports.
+    purge: Purge,
+    /// Host ports that changed since it was last told.
+    to_purge: Vec<HostPort>,
+    /// When the XDP program's map of host ports was last looked at.
+    host_ports_seen: Instant,
+    /// Packets that the kernel's guard had dropped when it was last asked.
+    guarded: Option<u64>,
     started: Instant,
 }
 
@@ -102,8 +121,7 @@ impl Engine {
         let node_config = node_config(&config, route_mtu, &ports, outside);
         NodePort::give_way(&node_config)?;
         let node = NodePort::ensure(&node_config, &mut sysctls)?;
-        let mut nft = NftTable::open()?;
-        nft.ensure(&nft_config(&config, &node_config.outside))?;
+        let nft = NftTable::open()?;
         if ports.node() == Offloads::Basic {
             let features = Offloads::Basic.features();
             Ethtool::open()?.set_features(NODE_IFNAME, &features)?;
@@ -116,7 +134,7 @@ impl Engine {
             // partial, and workers would complete them once more.
             programs.attach_marker(node.node_index)?;
         }
-        let (workers, node_socket) = Workers::start(WorkersConfig {
+        let (workers, foundations, node_socket) = Workers::lay(WorkersConfig {
             cores: &config.workers.cores,
             frames: config.workers.frames,
             features: ports.features,
@@ -135,6 +153,12 @@ impl Engine {
             host: HostSide::open()?,
             netlink,
             node_addresses: Vec::new(),
+            not_node: Vec::new(),
+            host_ports: Arc::new(HostPorts::beside(host_ports::ports_of_the_kernel()?)),
+            purge: Purge::start()?,
+            to_purge: Vec::new(),
+            host_ports_seen: started,
+            guarded: None,
             uplinks: Uplinks::new(&config.uplink.interfaces),
             mirror: Mirror::new(config.uplink.direct.clone()),
             listing: follow::Listing::default(),
@@ -155,21 +179,39 @@ impl Engine {
             heartbeats: vec![watch::Heartbeat::new(); limits.workers.into()],
             started,
         };
-        engine.node_addresses = engine.discover_addresses();
-        engine.adopt(remembered)?;
-        engine.reach_pods()?;
-        engine.steer()?;
-        engine.publish()?;
-        engine.programs.set_socket(u32::from(NODE_SLOT), node_socket.as_fd())?;
-        for (id, socket) in std::mem::take(&mut engine.adopted_sockets) {
-            engine.programs.set_socket(u32::from(id.0), socket.as_fd())?;
+        engine.take_up(remembered, foundations, &node_socket)?;
+        Ok(engine)
+    }
+
+    /// Serves what an earlier daemon has left. What takes packets from the kernel comes last.
+    fn take_up(
+        &mut self,
+        remembered: Remembered,
+        foundations: Vec<Foundation>,
+        node_socket: &OwnedFd,
+    ) -> anyhow::Result<()> {
+        (self.node_addresses, self.not_node) = self.discover_addresses();
+        let adopted = self.adopt(remembered)?;
+        self.ensure_nft()?;
+        let flows = self.restore_flows()?;
+        self.workers.raise(foundations, flows.tables)?;
+        self.serve_adopted(&adopted);
+        flows.files.settle()?;
+        self.reach_pods()?;
+        self.steer()?;
+        self.steer_host_ports()?;
+        self.publish()?;
+        self.programs.set_socket(u32::from(NODE_SLOT), node_socket.as_fd())?;
+        for (id, socket) in std::mem::take(&mut self.adopted_sockets) {
+            self.programs.set_socket(u32::from(id.0), socket.as_fd())?;
         }
         // While there are no sentinels every packet of an uplink passes.
-        engine.watch_uplinks();
-        for worker in 0..limits.workers {
-            engine.take_charge(worker)?;
+        self.watch_uplinks();
+        for worker in 0..self.state.limits().workers {
+            self.take_charge(worker)?;
         }
-        Ok(engine)
+        self.take_carried_flows(&flows.taken);
+        Ok(())
     }
 
     /// The configuration.
@@ -237,32 +279,6 @@ impl Engine {
         self.workers.publish(input)
     }
 
-    /// Addresses or default routes changed: new connections and ICMP errors use them.
-    pub fn follow_addresses(&mut self) -> anyhow::Result<()> {
-        let Some(defaults) = self.default_routes()? else { return Ok(()) };
-        self.node.follow_addresses(&mut self.netlink, &defaults)?;
-        let addresses = self.discover_addresses();
-        if addresses != self.node_addresses {
-            self.node_addresses = addresses;
-            self.publish()?;
-        }
-        Ok(())
-    }
-
-    fn discover_addresses(&mut self) -> Vec<IpAddr> {
-        let preferred = &self.node.addresses;
-        let mut addresses: Vec<IpAddr> =
-            preferred.v4.map(IpAddr::V4).into_iter().chain(preferred.v6.map(IpAddr::V6)).collect();
-        // Without the others only the cutting of super-packets is too careful.
-        for address in self.netlink.addresses().unwrap_or_default() {
-            let global = address.scope == AddressScope::Universe;
-            if global && !addresses.contains(&address.address) {
-                addresses.push(address.address);
-            }
-        }
-        addresses
-    }
-
     /// The nft table, to watch it.
     #[must_use]
     pub fn nft(&self) -> &NftTable {
@@ -306,6 +322,7 @@ impl Engine {
             )));
         };
         self.check_record(&pod, request).map_err(fail)?;
+        self.check_host_ports(&pod).map_err(fail)?;
         let addresses: Vec<IpAddr> = pod.addresses.iter().map(|a| a.address).collect();
         let cookie = pod_cookie(&pod.attachment);
         let spec = EndpointSpec {
@@ -333,6 +350,7 @@ impl Engine {
                 return Err(format!("{ifname} of container {container_id} was not given {text}"));
             }
         }
+        pod.check_host_ports(&request.port_mappings).map_err(|error| error.to_string())?;
         if !self.is_served(&pod.attachment) {
             return Err(format!(
                 "{ifname} of container {container_id} is on the kernel's path: no worker serves it"
@@ -380,18 +398,6 @@ fn node_config(
         route_mtu,
         device_mtu: ports.node_device_mtu(),
         workers: config.workers.cores.len() as u32,
-    }
-}
-
-fn nft_config(config: &Config, outside: &BTreeSet<IpAddr>) -> NftConfig<'static> {
-    let outside = outside.iter().copied().map(IpNet::from);
-    NftConfig {
-        pod_cidrs: config.node.pod_cidrs.iter().copied().chain(outside).collect(),
-        direct: config.uplink.direct.clone(),
-        kernel: config.uplink.kernel.clone(),
-        masquerade: config.node.masquerade,
-        node_port: NODE_IFNAME,
-        worker_end: WORKER_IFNAME,
     }
 }
 

@@ -8,7 +8,7 @@
 //! knows better than a file. CRC-32 rather than a plain hash: it finds every burst of up to 32
 //! wrong bits, and torn writes are bursts.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -26,9 +26,10 @@ mod tests;
 /// a downgrade by one release: records and fields they do not know are skipped.
 pub const FORMAT: u32 = 1;
 
-/// The journal is rewritten when it has this many records that say nothing about the present. At
-/// about 600 bytes each that is 1.2 MB, and one rewrite in two thousand appends.
-pub const DEAD_RECORDS_MAX: usize = 2048;
+/// The journal is rewritten when this many bytes of it say nothing about the present: a thousand
+/// pods that came and went at some 700 bytes each, or a few with thousands of host ports. It is in
+/// memory twice, as a file on tmpfs and here.
+pub const DEAD_BYTES_MAX: u64 = 1 << 20;
 
 /// Detached pods that a rewrite keeps, newest last, so that the addresses they had still cool down
 /// after a restart: two per second over the two minutes of the cool-down.
@@ -101,12 +102,15 @@ pub struct Journal {
     len: u64,
     /// Whether a failed append may have left bytes behind `len`.
     has_torn_tail: bool,
-    /// What the file says, in order; at most the live records and `DEAD_RECORDS_MAX` others.
+    /// What the file says, in order.
     records: Vec<Record>,
-    /// Attachments among `records` that are about the present.
-    attached: BTreeSet<Attachment>,
-    /// Length of `records` above the live ones at which the next rewrite is due.
-    dead_max: usize,
+    /// Attachments among `records` that are about the present, each with the length of its record
+    /// in bytes of the file.
+    attached: BTreeMap<Attachment, u64>,
+    /// Sum of those lengths.
+    live_bytes: u64,
+    /// Bytes of records that are not about the present at which the next rewrite is due.
+    dead_bytes_max: u64,
 }
 
 /// Identifies this boot of the kernel: random, and the same in all namespaces.
@@ -131,8 +135,8 @@ impl Journal {
         let (file, len, records) = match parse(&bytes, boot_id) {
             Parsed::Format(found) => return Err(JournalError::Format { path, found }),
             Parsed::Void => {
-                let (file, len) = rewrite(dir, boot_id, &[]).map_err(io_error("write", &path))?;
-                (file, len, Vec::new())
+                let new = rewrite(dir, boot_id, &[]).map_err(io_error("write", &path))?;
+                (new.file, new.len, Vec::new())
             }
             Parsed::Intact { len, records, damaged, unknown } => {
                 if damaged > 0 || len < bytes.len() {
@@ -156,13 +160,14 @@ impl Journal {
             len,
             has_torn_tail: false,
             records: Vec::new(),
-            attached: BTreeSet::new(),
-            dead_max: DEAD_RECORDS_MAX,
+            attached: BTreeMap::new(),
+            live_bytes: 0,
+            dead_bytes_max: DEAD_BYTES_MAX,
         };
-        for record in &records {
-            journal.remember(record.clone());
+        for (record, bytes) in &records {
+            journal.remember(record.clone(), *bytes);
         }
-        Ok((journal, records))
+        Ok((journal, records.into_iter().map(|(record, _)| record).collect()))
     }
 
     /// Writes a record and waits until it would survive a crash of the machine (on tmpfs: at once).
@@ -182,28 +187,29 @@ impl Journal {
             return Err(self.failed("append to")(error));
         }
         self.len += line.len() as u64;
-        self.remember(record.clone());
-        if self.dead_len() > self.dead_max {
+        self.remember(record.clone(), line.len() as u64);
+        if self.dead_bytes() > self.dead_bytes_max {
             self.compact();
         }
         Ok(())
     }
 
-    fn remember(&mut self, record: Record) {
-        match &record {
+    /// Takes note of a record that has this many bytes in the file.
+    fn remember(&mut self, record: Record, bytes: u64) {
+        let replaced = match &record {
             Record::Attached(pod) => {
-                self.attached.insert(pod.attachment.clone());
+                self.live_bytes += bytes;
+                self.attached.insert(pod.attachment.clone(), bytes)
             }
-            Record::Detached(attachment) => {
-                self.attached.remove(attachment);
-            }
-        }
+            Record::Detached(attachment) => self.attached.remove(attachment),
+        };
+        self.live_bytes -= replaced.unwrap_or(0);
         self.records.push(record);
     }
 
-    /// Records that say nothing about the present.
-    fn dead_len(&self) -> usize {
-        self.records.len() - self.attached.len()
+    /// Bytes of records that say nothing about the present.
+    fn dead_bytes(&self) -> u64 {
+        self.len - self.live_bytes
     }
 
     /// Rewrites the file without most of its past. A failure costs nothing but room: the old file
@@ -211,13 +217,18 @@ impl Journal {
     fn compact(&mut self) {
         let records = compacted(&self.records);
         match rewrite(&self.dir, &self.boot_id, &records) {
-            Ok((file, len)) => {
-                (self.file, self.len, self.records) = (file, len, records);
-                self.dead_max = DEAD_RECORDS_MAX;
+            Ok(Written { file, len, lengths }) => {
+                (self.file, self.len, self.live_bytes) = (file, len, 0);
+                (self.records, self.attached) = (Vec::new(), BTreeMap::new());
+                for (record, bytes) in records.into_iter().zip(lengths) {
+                    self.remember(record, bytes);
+                }
+                // What is kept of the past counts, so that a rewrite always frees as much.
+                self.dead_bytes_max = self.dead_bytes() + DEAD_BYTES_MAX;
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot rewrite the journal; it grows until that works");
-                self.dead_max += DEAD_RECORDS_MAX;
+                self.dead_bytes_max += DEAD_BYTES_MAX;
             }
         }
     }
@@ -246,11 +257,23 @@ fn prepare(dir: &Path) -> Result<(), JournalError> {
     Ok(())
 }
 
+/// A file that was written anew.
+struct Written {
+    file: File,
+    /// Its length in bytes.
+    len: u64,
+    /// That of each record.
+    lengths: Vec<u64>,
+}
+
 /// Replaces the file in one step: whoever crashes in between leaves the old one or the new one.
-fn rewrite(dir: &Path, boot_id: &str, records: &[Record]) -> io::Result<(File, u64)> {
+fn rewrite(dir: &Path, boot_id: &str, records: &[Record]) -> io::Result<Written> {
     let mut text = line(&Header { format: FORMAT, boot_id: boot_id.to_owned() })?;
+    let mut lengths = Vec::with_capacity(records.len());
     for record in records {
-        text.push_str(&line(record)?);
+        let line = line(record)?;
+        lengths.push(line.len() as u64);
+        text.push_str(&line);
     }
     let new = dir.join(NEW_FILE_NAME);
     let mut options = OpenOptions::new();
@@ -261,11 +284,11 @@ fn rewrite(dir: &Path, boot_id: &str, records: &[Record]) -> io::Result<(File, u
     fs::rename(&new, dir.join(FILE_NAME))?;
     // Without this the rename itself may be lost (open(2), fsync(2) "NOTES").
     File::open(dir)?.sync_all()?;
-    Ok((file, text.len() as u64))
+    Ok(Written { file, len: text.len() as u64, lengths })
 }
 
 /// The records worth keeping, in their order: attached pods, and the newest [`DETACHED_KEPT`] pods
-/// that came and went.
+/// that came and went, without their host ports, which rest after no pod.
 fn compacted(records: &[Record]) -> Vec<Record> {
     let mut attached: BTreeMap<&Attachment, usize> = BTreeMap::new();
     let mut detached: Vec<[usize; 2]> = Vec::new();
@@ -280,9 +303,17 @@ fn compacted(records: &[Record]) -> Vec<Record> {
         }
     }
     let past = detached.iter().rev().take(DETACHED_KEPT).flatten();
-    let mut kept: Vec<usize> = attached.values().chain(past).copied().collect();
+    let mut kept: Vec<(usize, bool)> = past.map(|index| (*index, true)).collect();
+    kept.extend(attached.values().map(|index| (*index, false)));
     kept.sort_unstable();
-    kept.into_iter().map(|index| records[index].clone()).collect()
+    let record = |(index, is_past): (usize, bool)| {
+        let mut record = records[index].clone();
+        if let (Record::Attached(pod), true) = (&mut record, is_past) {
+            pod.host_ports = Vec::new();
+        }
+        record
+    };
+    kept.into_iter().map(record).collect()
 }
 
 enum Parsed {
@@ -293,7 +324,8 @@ enum Parsed {
     Intact {
         /// Length in bytes up to and with the last intact line.
         len: usize,
-        records: Vec<Record>,
+        /// Each with its length in bytes.
+        records: Vec<(Record, u64)>,
         /// Lines whose sum is wrong.
         damaged: usize,
         /// Lines that are whole and say what we do not know.
@@ -323,7 +355,7 @@ fn parse(bytes: &[u8], boot_id: &str) -> Parsed {
         };
         len = end;
         match serde_json::from_slice(json) {
-            Ok(record) => records.push(record),
+            Ok(record) => records.push((record, line.len() as u64)),
             Err(_) => unknown += 1,
         }
     }
@@ -343,16 +375,31 @@ fn checked(line: &[u8]) -> Option<&[u8]> {
     (sums == expected.as_bytes()).then_some(json)
 }
 
-/// CRC-32 of IEEE 802.3 §3.2.9, reflected, one bit at a time: 600 bytes cost some microseconds,
-/// which is little beside the write that follows.
+/// CRC-32 of IEEE 802.3 §3.2.9, reflected, one byte at a time: a pod with a thousand host ports in
+/// both families has a line of 200 kB.
 fn crc32(bytes: &[u8]) -> u32 {
-    const POLYNOMIAL: u32 = 0xedb8_8320;
-    !bytes.iter().fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            if crc & 1 == 1 { (crc >> 1) ^ POLYNOMIAL } else { crc >> 1 }
-        })
+    !bytes.iter().fold(!0, |crc: u32, byte| {
+        let [low, ..] = crc.to_le_bytes();
+        (crc >> 8) ^ CRC_32_OF_BYTE[usize::from(low ^ byte)]
     })
 }
+
+/// What eight steps of the division do to each byte.
+const CRC_32_OF_BYTE: [u32; 256] = {
+    const POLYNOMIAL: u32 = 0xedb8_8320;
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let (mut crc, mut bit) = (byte as u32, 0);
+        while bit < 8 {
+            crc = if crc & 1 == 1 { (crc >> 1) ^ POLYNOMIAL } else { crc >> 1 };
+            bit += 1;
+        }
+        table[byte] = crc;
+        byte += 1;
+    }
+    table
+};
 
 fn io_error(
     operation: &'static str,

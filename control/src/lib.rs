@@ -3,13 +3,16 @@
 pub mod cli;
 pub mod config;
 mod connections;
+pub mod ctnetlink;
 pub mod daemon;
 pub mod doctor;
 pub mod endpoint;
 pub mod engine;
 pub mod ethtool;
 pub mod fib;
+pub mod flows;
 pub mod genetlink;
+pub mod host_ports;
 pub mod ipam;
 pub mod journal;
 pub mod metrics;

@@ -12,6 +12,7 @@ use crate::report::{
     Report, Status, WorkerRow,
 };
 
+mod flows;
 mod http;
 #[cfg(test)]
 mod tests;
@@ -108,6 +109,8 @@ pub fn render(report: &Report) -> String {
     let mut page = Exposition::default();
     page.daemon(&report.status);
     page.workers(&report.status.workers);
+    page.flows(&report.status.workers, report.status.guard_dropped);
+    page.host_ports(report.status.host_ports);
     page.pod_states(&report.pods);
     page.pod_traffic(&report.pods);
     page.node_traffic(&report.ports);

@@ -12,6 +12,7 @@ mod neighbor;
 mod nexthop;
 mod route;
 mod rule;
+mod towards;
 mod wire;
 
 pub use address::{Address, AddressScope};

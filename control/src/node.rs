@@ -336,8 +336,11 @@ impl NodePort {
 
 /// IPv4 settings of the kernel's end. Pods' packets come in here from the workers, and their way
 /// back leads out here, but sources beyond the pod network do not: loose. What workers tell the
-/// node in an ICMP error comes from the node's own address: local.
-const NODE_IPV4: [(Ipv4Setting, u32); 7] = [
+/// node in an ICMP error comes from the node's own address: local. Connections to 127.0.0.1 that
+/// the kernel leads to a pod leave and come back here (ip-sysctl.rst, `route_localnet`); the nft
+/// table drops what a pod sends there.
+const NODE_IPV4: [(Ipv4Setting, u32); 8] = [
+    (Ipv4Setting::RouteLocalnet, 1),
     (Ipv4Setting::AcceptLocal, 1),
     (Ipv4Setting::Forwarding, 1),
     (Ipv4Setting::RpFilter, 2),

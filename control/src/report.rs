@@ -6,6 +6,7 @@
 use crate::metrics::OpTimes;
 
 mod drops;
+mod nat;
 mod pods;
 mod ports;
 mod status;
@@ -15,6 +16,7 @@ mod traffic;
 mod workers;
 
 pub use drops::{DropKey, DropRow, FallbackCounts, drop_rows, port_down_row};
+pub use nat::{FlowRow, FlowsRow, HostPortRow};
 pub use pods::{FallbackAction, PodRow, PodState, pod_name};
 pub use ports::{HopRow, PortKind, PortRow, RouteRow};
 pub use status::{Features, PortMode, Status, UplinkRow};

@@ -29,7 +29,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
-pub use page::{PAGE_BYTES_MAX, page};
+pub use page::{PAGE_BYTES_MAX, page, sieved_page};
 pub use socket::SocketError;
 use socket::SocketFile;
 

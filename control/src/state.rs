@@ -14,8 +14,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::endpoint::Offloads;
 
+mod error;
+mod host_ports;
 #[cfg(test)]
 mod tests;
+
+pub use error::StateError;
+pub use host_ports::{
+    HOST_PORTS_MAX, HostPortAddress, HostPortKey, HostPortRecord, MasqueradeWish, host_ports_of,
+};
 
 /// Most addresses of one pod: far above dual stack with a few ranges, and a bound on what one
 /// request can make us store.
@@ -66,6 +73,10 @@ pub struct NewPod {
     pub pod_name: String,
     /// What happens to its packets while no daemon runs.
     pub fallback: Fallback,
+    /// Ports of the node that lead to it, made by [`host_ports_of`]. None of another pod's.
+    pub host_ports: Vec<HostPortRecord>,
+    /// Whose connections to them get another source.
+    pub masquerade: MasqueradeWish,
 }
 
 /// An attached pod: a [`NewPod`] with its home.
@@ -108,6 +119,13 @@ pub struct PodRecord {
     /// Generation of the state that first had this pod. No two pods share one, so it tells apart
     /// the pods that had the same slot, address or name one after another.
     pub generation: u64,
+    /// Ports of the node that lead to it, in the order of their keys. A record that does not say
+    /// is of a release without them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<HostPortRecord>,
+    /// Whose connections to them get another source.
+    #[serde(default)]
+    pub masquerade: MasqueradeWish,
 }
 
 impl NewPod {
@@ -128,7 +146,10 @@ impl NewPod {
             pod_namespace,
             pod_name,
             fallback,
+            mut host_ports,
+            masquerade,
         } = self;
+        host_ports.sort_by_key(HostPortRecord::key);
         PodRecord {
             attachment,
             netns,
@@ -147,6 +168,8 @@ impl NewPod {
             pod_name,
             fallback,
             generation,
+            host_ports,
+            masquerade,
         }
     }
 }
@@ -185,90 +208,6 @@ pub struct Limits {
     pub ports_per_worker: u32,
 }
 
-/// Why a change was refused; the state is then as it was.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StateError {
-    /// The attachment exists (CNI spec, "ADD": a second one without DEL is an error).
-    #[error(
-        "container {} of network {} already has interface {}; delete it before adding it again",
-        .0.container_id, .0.network, .0.ifname
-    )]
-    AlreadyAttached(Attachment),
-    /// Another pod has the address.
-    #[error(
-        "address {address} belongs to interface {} of container {}; choose another address or \
-         delete that container",
-        .owner.ifname, .owner.container_id
-    )]
-    AddressTaken {
-        /// The address asked for.
-        address: IpAddr,
-        /// The attachment that has it.
-        owner: Attachment,
-    },
-    /// Another pod has the host interface.
-    #[error(
-        "host interface {host_ifname} already serves interface {} of container {}; delete that \
-         container",
-        .owner.ifname, .owner.container_id
-    )]
-    HostInterfaceTaken {
-        /// The interface name.
-        host_ifname: String,
-        /// The attachment that has it.
-        owner: Attachment,
-    },
-    /// The pod has no address, or too many.
-    #[error("container {container_id} has {found} addresses; give it 1 to {ADDRESSES_PER_POD_MAX}")]
-    AddressCount {
-        /// The container.
-        container_id: String,
-        /// How many addresses it has.
-        found: usize,
-    },
-    /// The pod has one address twice.
-    #[error("address {0} is given twice to one container; give it once")]
-    AddressRepeated(IpAddr),
-    /// The MAC address cannot be a pod's.
-    #[error(
-        "container {container_id} cannot have a MAC address whose first byte is {first_byte:02x}; \
-         choose a unicast address that does not start with 02"
-    )]
-    UnusableMac {
-        /// The container.
-        container_id: String,
-        /// First byte of the address asked for.
-        first_byte: u8,
-    },
-    /// No worker has memory for one more port, or no slot is left.
-    #[error(
-        "all {ports} ports of this node are in use; remove pods, or raise frames or cores in \
-         [workers]"
-    )]
-    NoRoom {
-        /// Ports that are in use.
-        ports: usize,
-    },
-}
-
-impl StateError {
-    /// The CNI error code of this refusal (CNI spec, "Error").
-    pub fn cni_code(&self) -> u32 {
-        match self {
-            // 50: the plugin is not available, that is, it cannot serve ADD now.
-            StateError::NoRoom { .. } => 50,
-            // 11: try again later; the other pod may be on its way out.
-            StateError::AddressTaken { .. } | StateError::HostInterfaceTaken { .. } => 11,
-            // 7: invalid network configuration.
-            StateError::AddressCount { .. }
-            | StateError::AddressRepeated(_)
-            | StateError::UnusableMac { .. } => 7,
-            // 100 and above are our own; the specification has none for a second ADD.
-            StateError::AlreadyAttached(_) => 100,
-        }
-    }
-}
-
 /// The pods of this node and their homes.
 #[derive(Clone, Debug)]
 pub struct State {
@@ -279,6 +218,8 @@ pub struct State {
     by_address: BTreeMap<IpAddr, Attachment>,
     by_host_ifname: BTreeMap<String, Attachment>,
     by_slot: BTreeMap<u32, Attachment>,
+    /// Slot of the owner of each host port, as another index.
+    by_host_port: BTreeMap<HostPortKey, u32>,
     /// Slots that no pod has but that cannot be given out yet.
     held_slots: BTreeSet<u32>,
     /// Pods per worker.
@@ -298,6 +239,7 @@ impl State {
             by_address: BTreeMap::new(),
             by_host_ifname: BTreeMap::new(),
             by_slot: BTreeMap::new(),
+            by_host_port: BTreeMap::new(),
             held_slots: BTreeSet::new(),
             loads: vec![0; usize::from(limits.workers)],
             has_added: false,
@@ -323,6 +265,24 @@ impl State {
             return Err(StateError::AlreadyAttached(attachment.clone()));
         }
         self.room()
+    }
+
+    /// Whether these host ports are free: ask when the pod's addresses are known, before touching
+    /// the kernel.
+    pub fn admit_host_ports(&self, host_ports: &[HostPortRecord]) -> Result<(), StateError> {
+        let (found, used) = (host_ports.len(), self.by_host_port.len());
+        if found > HOST_PORTS_MAX.saturating_sub(used) {
+            return Err(StateError::NoHostPorts { found, used });
+        }
+        let owner =
+            |record: &HostPortRecord| Some((record.key(), self.pod_by_host_port(&record.key())?));
+        match host_ports.iter().find_map(owner) {
+            Some((host_port, pod)) => {
+                let (owner, who) = (pod.attachment.clone(), pod.who());
+                Err(StateError::HostPortTaken { host_port, owner, who })
+            }
+            None => Ok(()),
+        }
     }
 
     /// Whether there is room for one more pod.
@@ -386,6 +346,24 @@ impl State {
         self.pods.get(self.by_slot.get(&slot)?)
     }
 
+    /// The pod that has this host port.
+    pub fn pod_by_host_port(&self, host_port: &HostPortKey) -> Option<&PodRecord> {
+        self.pod_by_slot(*self.by_host_port.get(host_port)?)
+    }
+
+    /// The host ports behind this one, each with its pod, in the order of their keys; all of them
+    /// without one.
+    pub fn host_ports_after<'state>(
+        &'state self,
+        after: Option<&HostPortKey>,
+    ) -> impl Iterator<Item = (&'state PodRecord, &'state HostPortRecord)> + use<'state> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.by_host_port.range((from, Bound::Unbounded)).filter_map(|(key, slot)| {
+            let pod = self.pod_by_slot(*slot)?;
+            Some((pod, pod.host_port(key)?))
+        })
+    }
+
     /// Pods per worker, by worker index.
     pub fn loads(&self) -> &[u32] {
         &self.loads
@@ -431,6 +409,7 @@ impl State {
         if record.slot >= self.limits.slots || self.by_slot.contains_key(&record.slot) {
             record.slot = self.lowest_free_slot()?;
         }
+        record.host_ports.sort_by_key(HostPortRecord::key);
         self.check(&record)?;
         self.generation = record.generation.max(self.generation + 1);
         self.insert(record.clone());
@@ -464,7 +443,8 @@ impl State {
                 owner: owner.clone(),
             });
         }
-        Ok(())
+        record.check_own_host_ports()?;
+        self.admit_host_ports(&record.host_ports)
     }
 
     /// Fewest pods first, then lowest index.
@@ -491,6 +471,8 @@ impl State {
         }
         self.by_host_ifname.insert(record.host_ifname.clone(), attachment.clone());
         self.by_slot.insert(record.slot, attachment.clone());
+        let keys = record.host_ports.iter().map(|host_port| (host_port.key(), record.slot));
+        self.by_host_port.extend(keys);
         self.loads[usize::from(record.worker)] += 1;
         self.pods.insert(attachment.clone(), record);
     }
@@ -502,6 +484,9 @@ impl State {
         }
         self.by_host_ifname.remove(&record.host_ifname);
         self.by_slot.remove(&record.slot);
+        for host_port in &record.host_ports {
+            self.by_host_port.remove(&host_port.key());
+        }
         self.loads[usize::from(record.worker)] -= 1;
         self.generation += 1;
         Some(record)

@@ -9,6 +9,7 @@ use dataplane::xsk::program::Programs;
 
 use crate::config::Config;
 use crate::endpoint::{HostSide, detach};
+use crate::flows;
 use crate::netlink::{Netlink, Request};
 use crate::nft::NftTable;
 use crate::node::{COOKIE_PREFIX, HOST_IFNAME_PREFIX, NodePort, ROUTE_PROTOCOL};
@@ -41,6 +42,7 @@ pub fn uninstall(config: &Config) -> usize {
         }
         Err(error) => step("read the originals of sysctls", Err(error.into())),
     }
+    step("remove files of flows", flows::remove_all(&config.daemon.state_dir).map_err(Into::into));
     for file in ["journal", "sysctls", CHANNELS_FILE] {
         step("remove files", remove(&config.daemon.state_dir.join(file)));
     }

@@ -1,7 +1,9 @@
 //! The worker threads as control sees them: started, given ports and tables, watched, stopped.
 
+mod foundation;
 mod uplink;
 
+pub use foundation::Foundation;
 pub use uplink::UplinkPort;
 
 use std::collections::{HashMap, VecDeque};
@@ -11,20 +13,19 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use dataplane::conntrack::{Carried, FlowCounters, FlowTable, Records};
 use dataplane::counters::{PortCounters, WorkerCounters};
 use dataplane::crossing::{Bell, crossing};
-use dataplane::frame::FramePool;
+use dataplane::host_ports::HostPort;
 use dataplane::port::{PortId, WorkerId};
 use dataplane::publish::Publisher;
 use dataplane::share::Share;
 use dataplane::tables::{Tables, TablesInput};
 use dataplane::worker::{Command, Event, Rest, Worker, WorkerParts, queues};
 use dataplane::xsk::area::Area;
-use dataplane::xsk::port::{NODE_RINGS, NODE_SHARE, POD_RINGS, POD_SHARE, XskPort};
+use dataplane::xsk::port::{NODE_SHARE, POD_RINGS, POD_SHARE, XskPort};
 use dataplane::xsk::sentinel::{Guard, Sentinels};
-use dataplane::xsk::socket::{
-    Memory, Queue, RingSizes, Socket, SocketError, SocketFeatures, prefill,
-};
+use dataplane::xsk::socket::{Memory, Queue, Socket, SocketError, SocketFeatures};
 use thiserror::Error;
 
 /// Slot of the node port.
@@ -41,8 +42,8 @@ const BIND_DEADLINE: Duration = Duration::from_secs(5);
 /// worker that needs this long hangs.
 const ADOPT_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Rings of a socket that only anchors a worker's memory.
-const ANCHOR_RINGS: RingSizes = RingSizes { fill: 2, completion: 2, rx: 2, tx: 2 };
+/// Generation of what is no pod.
+const NO_POD: u32 = 0;
 
 /// Why workers could not do what was asked.
 #[derive(Debug, Error)]
@@ -96,6 +97,14 @@ pub struct WorkersConfig<'a> {
     pub node_ifindex: u32,
 }
 
+/// The flows that a worker begins with.
+pub struct WorkerFlows {
+    /// The worker's own from now on.
+    pub table: FlowTable,
+    /// What it counts.
+    pub counters: Arc<FlowCounters>,
+}
+
 /// One worker as control sees it.
 #[derive(Debug)]
 pub struct WorkerHandle {
@@ -105,6 +114,10 @@ pub struct WorkerHandle {
     pub core: usize,
     /// What it counts.
     pub counters: Arc<WorkerCounters>,
+    /// Its memory of flows, to be listed.
+    pub flows: Records,
+    /// What happened to them.
+    pub flow_counters: Arc<FlowCounters>,
     /// Bytes of its memory, and whether hugepages back it.
     pub hugepages: bool,
     commands: rtrb::Producer<Command<XskPort>>,
@@ -146,19 +159,20 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Maps memory, binds the anchors, makes the sentinels and starts the threads. The node port
-    /// is served by worker 0 from now on, but nothing is redirected to it before it stands in
-    /// the socket map. Returns the node port's socket as well, for that map.
-    pub fn start(config: WorkersConfig<'_>) -> Result<(Workers, OwnedFd), WorkersError> {
+    /// Maps memory and binds the anchors. Nothing runs yet: [`Workers::raise`] takes what was laid.
+    /// Returns the node port's socket as well, for the socket map.
+    pub fn lay(
+        config: WorkersConfig<'_>,
+    ) -> Result<(Workers, Vec<Foundation>, OwnedFd), WorkersError> {
         let WorkersConfig { cores, frames, features, node_device, node_ifindex } = config;
         let publisher = Publisher::new(Tables::new(1, TablesInput::default()));
         let mut foundations = Vec::with_capacity(cores.len());
-        for worker in (0u16..).take(cores.len()) {
+        for (worker, core) in (0u16..).zip(cores) {
             let queue =
                 Queue { device: node_device, ifindex: node_ifindex, queue: u32::from(worker) };
-            foundations.push(Foundation::lay(queue, frames, features)?);
+            foundations.push(Foundation::lay(queue, *core, frames, features)?);
         }
-        let mut workers = Workers {
+        let workers = Workers {
             workers: Vec::with_capacity(cores.len()),
             publisher,
             generation: 1,
@@ -168,14 +182,23 @@ impl Workers {
             counters: HashMap::new(),
             homes: HashMap::new(),
         };
-        workers.raise(foundations, cores)?;
-        let node = workers.workers[0].anchor.try_clone();
+        let node = foundations[0].anchor.try_clone();
         let node = node.map_err(|source| WorkersError::Start { worker: 0, source })?;
-        Ok((workers, node))
+        Ok((workers, foundations, node))
     }
 
-    /// Connects the workers with each other and starts their threads.
-    fn raise(&mut self, foundations: Vec<Foundation>, cores: &[usize]) -> Result<(), WorkersError> {
+    /// Connects the workers with each other and starts their threads, each with its flows. The
+    /// node port is served by worker 0 from now on, but nothing is redirected to it before it
+    /// stands in the socket map.
+    ///
+    /// # Panics
+    /// There are not as many `flows` as `foundations`.
+    pub fn raise(
+        &mut self,
+        foundations: Vec<Foundation>,
+        flows: Vec<WorkerFlows>,
+    ) -> Result<(), WorkersError> {
+        assert_eq!(foundations.len(), flows.len(), "each worker has its flows");
         let count = foundations.len();
         let ends: Vec<_> =
             foundations.iter().map(|f| (f.pool.area().clone(), f.bell.clone())).collect();
@@ -193,13 +216,15 @@ impl Workers {
             }
         }
         let ends = out.into_iter().zip(incoming);
-        for ((foundation, core), (out, incoming)) in foundations.into_iter().zip(cores).zip(ends) {
+        for ((foundation, flows), (out, incoming)) in foundations.into_iter().zip(flows).zip(ends) {
             let id = self.workers.len() as u16;
             let start = |source| WorkersError::Start { worker: id, source };
             let ((commands, events), (worker_commands, worker_events)) = queues();
             let counters = Arc::new(WorkerCounters::default());
-            let Foundation { pool, bell, anchor, anchor_socket, node_port } = foundation;
+            let Foundation { core, pool, bell, anchor, anchor_socket, node_port } = foundation;
             let area = pool.area().clone();
+            let WorkerFlows { table, counters: flow_counters } = flows;
+            let records = table.records().clone();
             let worker = Worker::new(WorkerParts {
                 id: WorkerId(id),
                 pool,
@@ -210,10 +235,10 @@ impl Workers {
                 incoming,
                 bell: bell.clone(),
                 counters: counters.clone(),
+                flows: table,
                 seed: random().map_err(start)?,
             });
             let rest = Rest::new().map_err(start)?;
-            let core = *core;
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{id}"))
                 .spawn(move || run(worker, rest, core))
@@ -222,6 +247,8 @@ impl Workers {
                 id,
                 core,
                 counters,
+                flows: records,
+                flow_counters,
                 hugepages: area.hugepages(),
                 commands,
                 events,
@@ -235,7 +262,7 @@ impl Workers {
                 thread: Some(thread),
             });
             if let Some(port) = node_port {
-                self.enroll(0, PortId(NODE_SLOT), port, NODE_SHARE)?;
+                self.enroll(0, PortId(NODE_SLOT), port, NODE_SHARE, NO_POD)?;
             }
         }
         Ok(())
@@ -248,22 +275,30 @@ impl Workers {
         id: PortId,
         io: XskPort,
         share: Share,
+        generation: u32,
     ) -> Result<(), WorkersError> {
         let counters = Arc::new(PortCounters::default());
         self.counters.insert(id, counters.clone());
         self.homes.insert(id, worker);
         let io = Box::new(io);
-        self.workers[usize::from(worker)].order(Command::AddPort { id, io, share, counters })
+        self.workers[usize::from(worker)].order(Command::AddPort {
+            id,
+            io,
+            share,
+            counters,
+            generation,
+        })
     }
 
-    /// Binds a socket to queue 0 of `device` and hands it to `worker`. Returns the socket for
-    /// the socket map: it is to be entered when the tables are adopted.
+    /// Binds a socket to queue 0 of `device`, the interface of the pod of this generation, and
+    /// hands it to `worker`. Returns the socket for the socket map: it is to be entered when the
+    /// tables are adopted.
     pub fn add_port(
         &mut self,
         worker: u16,
         id: PortId,
-        device: &str,
-        ifindex: u32,
+        (device, ifindex): (&str, u32),
+        generation: u32,
     ) -> Result<OwnedFd, WorkersError> {
         let handle = &self.workers[usize::from(worker)];
         let socket = Socket::bind(
@@ -278,7 +313,7 @@ impl Workers {
         let port = XskPort::new(socket, id.0, POD_RINGS);
         let fd = port.fd().try_clone_to_owned();
         let fd = fd.map_err(|source| WorkersError::Start { worker, source })?;
-        self.enroll(worker, id, port, POD_SHARE)?;
+        self.enroll(worker, id, port, POD_SHARE, generation)?;
         Ok(fd)
     }
 
@@ -289,6 +324,27 @@ impl Workers {
             Some(worker) => self.workers[usize::from(*worker)].order(Command::RemovePort(id)),
             None => Ok(()),
         }
+    }
+
+    /// Orders a worker to go on with flows that the kernel has carried so far.
+    pub fn take_over_flows(
+        &mut self,
+        worker: u16,
+        flows: Box<[Carried]>,
+    ) -> Result<(), WorkersError> {
+        self.workers[usize::from(worker)].order(Command::TakeOver { flows })
+    }
+
+    /// Orders a worker to forget all flows of a pod that is gone.
+    pub fn retire_flows(&mut self, worker: u16, owner: PortId) -> Result<(), WorkersError> {
+        self.workers[usize::from(worker)].order(Command::RetireFlows { owner })
+    }
+
+    /// Orders all workers to forget the flows that were asked at these host ports.
+    pub fn forget_flows(&mut self, host_ports: &Arc<[HostPort]>) -> Result<(), WorkersError> {
+        self.workers.iter_mut().try_for_each(|worker| {
+            worker.order(Command::ForgetFlows { host_ports: host_ports.clone() })
+        })
     }
 
     /// The socket of a removed port is closed: its frames go back to its worker.
@@ -407,46 +463,6 @@ impl Workers {
                 let _joined = thread.join();
             }
         }
-    }
-}
-
-/// What exists of a worker before its thread.
-struct Foundation {
-    pool: FramePool,
-    bell: Arc<Bell>,
-    anchor: OwnedFd,
-    anchor_socket: Option<Socket>,
-    node_port: Option<XskPort>,
-}
-
-impl Foundation {
-    fn lay(
-        queue: Queue<'_>,
-        frames: u32,
-        features: SocketFeatures,
-    ) -> Result<Foundation, WorkersError> {
-        let worker = queue.queue as u16;
-        let start = |source| WorkersError::Start { worker, source };
-        let area =
-            Area::map(frames).map_err(|source| WorkersError::Memory { worker, frames, source })?;
-        let area = Arc::new(area);
-        let mut pool = FramePool::new(area.clone());
-        let is_node = worker == 0;
-        let rings = if is_node { NODE_RINGS } else { ANCHOR_RINGS };
-        let socket =
-            Socket::bind(queue, &area, Memory::Own, rings, features, BIND_DEADLINE, |fill| {
-                if is_node {
-                    prefill(fill, &mut pool, NODE_SLOT, NODE_SHARE.frames());
-                }
-            })?;
-        let anchor = socket.fd().try_clone_to_owned().map_err(start)?;
-        let (node_port, anchor_socket) = if is_node {
-            (Some(XskPort::new(socket, NODE_SLOT, rings)), None)
-        } else {
-            (None, Some(socket))
-        };
-        let bell = Arc::new(Bell::new().map_err(start)?);
-        Ok(Foundation { pool, bell, anchor, anchor_socket, node_port })
     }
 }
 

@@ -793,3 +793,31 @@ fn errors_name_operation_and_object_and_the_kernels_reason() {
     let words = "add address ff02::77/128 dev eth0: Cannot assign requested address";
     assert!(error.to_string().starts_with(words), "{error}");
 }
+
+#[test]
+#[ignore = "needs root"]
+fn the_way_towards_an_address_is_that_of_the_kernels_routes() {
+    let namespace = Namespace::new();
+    for command in [
+        "ip link add up0 type veth peer name up1",
+        "ip address add 192.0.2.1/24 dev up0",
+        "ip address add 2001:db8::1/64 dev up0 nodad",
+        "ip link set up0 up",
+        "ip link set up1 up",
+        "ip route add 198.51.100.0/24 via 192.0.2.254",
+        "ip route add unreachable 198.51.100.128/25",
+    ] {
+        namespace.run(command);
+    }
+    namespace.visit(|| {
+        let mut netlink = Netlink::open().expect("rtnetlink");
+        let up0 = netlink.link("up0").expect("links").expect("it was made").index;
+        let mut towards = |text| netlink.interface_towards(ip(text)).expect("asked");
+        for there in ["192.0.2.9", "198.51.100.9", "2001:db8::9"] {
+            assert_eq!(towards(there), Some(up0), "{there}");
+        }
+        for nowhere in ["203.0.113.1", "198.51.100.200", "2001:db8:1::1"] {
+            assert_eq!(towards(nowhere), None, "{nowhere}");
+        }
+    });
+}

@@ -1,100 +1,26 @@
 //! Table `inet viaduct` in a real kernel: what `nft` lists is what was asked for, nobody else's
 //! tables change, and connections of pods work while a worker lives and while none does.
 //!
-//! Every test builds its own network namespaces and removes them, also when it fails. Pods are
-//! veth pairs. A living worker is played by a namespace that holds the pods' host ends and
-//! `viaduct1`, and routes without conntrack; a dead one leaves all of that to the node's kernel.
+//! Every test builds its own network namespaces and removes them, also when it fails. What is there
+//! for host ports is tested in `nft_host_ports.rs`.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+mod nft_network;
+
 use std::os::fd::AsFd;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use control::nft::{NftConfig, NftMonitor, NftTable};
+use nft_network::{
+    DEADLINE, NODE, NODE_PORT, Namespace, Network, OUTSIDE, PATIENCE, POD_A, POD_B, POD_PORT,
+    REMOTE, SERVICE, SERVICE_PORT, Transport, Worker, config, connect, exchange, open_stream, seen,
+    usual_config,
+};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::net::sockopt::set_socket_recv_buffer_size;
 use serde_json::{Value, json};
 
-/// How long a packet may take before the test takes it for lost.
-const PATIENCE: Duration = Duration::from_millis(1000);
-/// How long a condition may take to come true.
-const DEADLINE: Duration = Duration::from_secs(10);
-
-// ------------------------------------------------------------------------------- namespaces
-
-/// A network namespace of this test, removed when dropped.
-struct Namespace {
-    name: String,
-}
-
-impl Namespace {
-    fn new(role: &str) -> Namespace {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("vdnft-{}-{count}-{role}", std::process::id());
-        run(Command::new("ip").args(["netns", "add", &name]));
-        Namespace { name }
-    }
-
-    /// Calls `action` on a thread inside the namespace. Sockets opened there stay there.
-    fn inside<T: Send>(&self, action: impl FnOnce() -> T + Send) -> T {
-        let namespace = File::open(format!("/run/netns/{}", self.name)).unwrap();
-        let enter = move || {
-            let network = Some(LinkNameSpaceType::Network);
-            move_into_link_name_space(namespace.as_fd(), network).unwrap();
-            action()
-        };
-        std::thread::scope(|scope| scope.spawn(enter).join()).unwrap()
-    }
-
-    /// Runs shell commands inside the namespace and returns what they print.
-    fn shell(&self, script: &str) -> String {
-        self.inside(|| run(Command::new("sh").args(["-euc", script])))
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
-    }
-}
-
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what} did not come true in {DEADLINE:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 // -------------------------------------------------------------------------------- the table
-
-fn config(pods: &[&str], direct: &[&str]) -> NftConfig<'static> {
-    let parse = |list: &[&str]| list.iter().map(|prefix| prefix.parse().unwrap()).collect();
-    NftConfig {
-        pod_cidrs: parse(pods),
-        direct: parse(direct),
-        kernel: vec![],
-        masquerade: true,
-        node_port: "viaduct0",
-        worker_end: "viaduct1",
-    }
-}
-
-fn usual_config() -> NftConfig<'static> {
-    let pods = ["10.244.1.0/24", "fd00:10:244:1::/64"];
-    config(&pods, &["10.244.0.0/16", "fd00:10:244::/48"])
-}
 
 /// The objects of our table as `nft` lists them, of one kind (`set`, `chain`, `rule`).
 fn listed(namespace: &Namespace, kind: &str) -> Vec<Value> {
@@ -151,15 +77,30 @@ fn the_kernel_lists_what_was_asked_for() {
         .collect();
     let (pre, post) = (json!("prerouting"), json!("postrouting"));
     let accept = json!("accept");
+    let host_ports = ["guard", "host_ports", "host_ports_output"].map(|name| json!(name));
+    let (filter, nat) = (json!("filter"), json!("nat"));
     assert_eq!(
         hooks,
         [
-            (&pre, &json!("filter"), &json!(-450), &accept),
-            (&post, &json!("nat"), &json!(100), &accept),
+            (&pre, &filter, &json!(-450), &accept),
+            (&post, &nat, &json!(100), &accept),
+            (&host_ports[0], &filter, &json!(-150), &accept),
+            (&host_ports[1], &nat, &json!(-105), &accept),
+            (&host_ports[2], &nat, &json!(-105), &accept),
         ]
     );
     assert_eq!(chains[0]["hook"], pre);
     assert_eq!(chains[1]["hook"], post);
+}
+
+/// Whether a rule is one of those that only host ports need.
+fn for_host_ports(rule: &Value) -> bool {
+    let comment = rule["comment"].as_str().unwrap();
+    let chain = rule["chain"].as_str().unwrap();
+    let last = ["workers' answers of host ports", "no pod reaches 127.0.0.1 of the node"];
+    !["prerouting", "postrouting"].contains(&chain)
+        || comment.starts_with("host ports:")
+        || last.contains(&comment)
 }
 
 #[test]
@@ -168,7 +109,9 @@ fn the_rules_are_those_of_the_design() {
     let namespace = Namespace::new("rules");
     namespace.inside(|| NftTable::open().unwrap().ensure(&usual_config()).unwrap());
     let rules = listed(&namespace, "rule");
-    let found: Vec<_> = rules.iter().map(|rule| (&rule["chain"], &rule["expr"])).collect();
+    let of_pods = |rule: &&Value| !for_host_ports(rule);
+    let of_pods = rules.iter().filter(of_pods);
+    let found: Vec<_> = of_pods.map(|rule| (&rule["chain"], &rule["expr"])).collect();
     let meta = |key: &str| json!({"meta": {"key": key}});
     let untrack = json!([equals(meta("iifname"), "viaduct1"), {"notrack": null}]);
     let (pre, post) = (json!("prerouting"), json!("postrouting"));
@@ -271,7 +214,7 @@ fn ensure_replaces_what_strangers_left_in_our_table() {
          priority 0; policy drop; }'; nft add set inet viaduct pods4 '{ type ipv6_addr; }'",
     );
     namespace.inside(|| NftTable::open().unwrap().ensure(&usual_config()).unwrap());
-    assert_eq!(listed(&namespace, "chain").len(), 2);
+    assert_eq!(listed(&namespace, "chain").len(), 5);
     assert_eq!(elements(&namespace, "pods4"), json!([prefix("10.244.1.0", 24)]));
 }
 
@@ -355,11 +298,11 @@ fn what_others_do_to_their_tables_is_not_our_concern() {
 fn notifications_that_were_lost_count_as_a_change() {
     let namespace = Namespace::new("overrun");
     let mut monitor = namespace.inside(|| NftTable::open().unwrap().monitor().unwrap());
+    set_socket_recv_buffer_size(&monitor, 64 << 10).unwrap();
     // Each element is announced; together they exceed the monitor's receive buffer.
     namespace.shell(
         "{ echo 'table ip other { set many { type ipv4_addr; elements = {'
-           seq -f '10.0.%.0f.1,' 0 255
-           for high in $(seq 1 80); do seq -f \"10.$high.%.0f.1,\" 0 255; done
+           for high in {0..80}; do printf \"10.$high.%d.1,\" {0..255}; done
            echo '}; }; }'; } | nft -f -",
     );
     assert!(monitor.changed().unwrap());
@@ -367,279 +310,6 @@ fn notifications_that_were_lost_count_as_a_change() {
 }
 
 // ------------------------------------------------------------------------------- connections
-
-const POD_A: [&str; 2] = ["10.244.1.10", "fd00:10:244:1::10"];
-const POD_B: [&str; 2] = ["10.244.1.11", "fd00:10:244:1::11"];
-const NODE: [&str; 2] = ["192.0.2.1", "fd00:2::1"];
-const OUTSIDE: [&str; 2] = ["192.0.2.2", "fd00:2::2"];
-/// A pod on another node: an address inside `direct`.
-const REMOTE: [&str; 2] = ["10.244.9.9", "fd00:10:244:9::9"];
-const SERVICE: [&str; 2] = ["10.96.0.1", "fd00:96::1"];
-const POD_PORT: u16 = 8080;
-const SERVICE_PORT: u16 = 80;
-const NODE_PORT: u16 = 30080;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Worker {
-    Alive,
-    Dead,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Transport {
-    Tcp,
-    Udp,
-}
-
-/// A node with two pods, an outside machine, and a Service whose only backend is pod B.
-struct Network {
-    node: Namespace,
-    pod_a: Namespace,
-    pod_b: Namespace,
-    outside: Namespace,
-    table: NftTable,
-    /// Plays the worker while one lives.
-    worker: Option<Namespace>,
-}
-
-impl Network {
-    fn new(worker: Worker) -> Network {
-        let [node, pod_a, pod_b, outside] = ["node", "a", "b", "out"].map(Namespace::new);
-        let alive = (worker == Worker::Alive).then(|| Namespace::new("worker"));
-        for namespace in [&node, &pod_a, &pod_b, &outside].into_iter().chain(&alive) {
-            namespace.shell(SYSCTLS);
-        }
-        let home = alive.as_ref().unwrap_or(&node);
-        node.shell(&format!(
-            "ip link add viaduct0 address 0a:00:00:00:00:10 type veth \
-                 peer name viaduct1 address 0a:00:00:00:00:11 netns {}
-             ip link add uplink type veth peer name eth0 netns {}",
-            home.name, outside.name
-        ));
-        node.shell(NODE_SCRIPT);
-        node.shell(SERVICES);
-        outside.shell(OUTSIDE_SCRIPT);
-        for (pod, addresses, host_end) in [(&pod_a, POD_A, "vda"), (&pod_b, POD_B, "vdb")] {
-            attach(home, host_end, pod, addresses);
-        }
-        home.shell(match worker {
-            Worker::Alive => WORKER_SCRIPT,
-            Worker::Dead => FALLBACK_SCRIPT,
-        });
-        let mut table = node.inside(|| NftTable::open().unwrap());
-        table.ensure(&usual_config()).unwrap();
-        let network = Network { node, pod_a, pod_b, outside, table, worker: alive };
-        for (side, address) in NODE.iter().enumerate() {
-            for pod in [&network.pod_a, &network.pod_b] {
-                wait_until("pod reaches node", || {
-                    let to = (&network.node, *address, POD_PORT);
-                    connect(Transport::Udp, pod, (address, POD_PORT), to).is_ok()
-                });
-            }
-            wait_until("node reaches outside", || {
-                let address = OUTSIDE[side];
-                let to = (&network.outside, address, POD_PORT);
-                connect(Transport::Udp, &network.node, (address, POD_PORT), to).is_ok()
-            });
-        }
-        network
-    }
-
-    /// Takes the worker away: its devices go to the node's kernel, as XDP's `PASS` would do.
-    fn kill_worker(&mut self) {
-        let worker = self.worker.take().unwrap();
-        for device in ["viaduct1", "vda", "vdb"] {
-            worker.shell(&format!("ip link set {device} netns {}", self.node.name));
-        }
-        for host_end in ["vda", "vdb"] {
-            self.node.shell(&host_end_script(host_end));
-        }
-        self.node.shell(FALLBACK_SCRIPT);
-    }
-
-    /// The source that a server sees, for both transports and both families: `[IPv4, IPv6]`.
-    fn sources(
-        &self,
-        from: &Namespace,
-        target: ([&str; 2], u16),
-        server: (&Namespace, [&str; 2]),
-    ) -> [Result<String, String>; 2] {
-        [0, 1].map(|side| {
-            let target = (target.0[side], target.1);
-            let server = (server.0, server.1[side], POD_PORT);
-            let tcp = connect(Transport::Tcp, from, target, server)?;
-            let udp = connect(Transport::Udp, from, target, server)?;
-            if tcp == udp { Ok(tcp.to_string()) } else { Err(format!("{tcp} but {udp}")) }
-        })
-    }
-}
-
-/// No duplicate address detection, so that addresses work at once; no redirects, because the node
-/// port leads packets out where they came in; loose reverse path checks for unnumbered ends.
-const SYSCTLS: &str = "
-    cd /proc/sys/net
-    for name in all default; do
-        echo 1 > ipv4/conf/$name/forwarding
-        echo 0 > ipv4/conf/$name/send_redirects
-        echo 2 > ipv4/conf/$name/rp_filter
-        echo 1 > ipv6/conf/$name/forwarding
-        echo 0 > ipv6/conf/$name/accept_dad
-    done
-    ip link set lo up";
-
-const NODE_SCRIPT: &str = "
-    ip link set viaduct0 up
-    ip link set uplink up
-    ip addr add 192.0.2.1/24 dev uplink
-    ip addr add fd00:2::1/64 dev uplink nodad
-    ip neigh add 169.254.1.1 lladdr 0a:00:00:00:00:11 dev viaduct0 nud permanent
-    ip neigh add fe80::1 lladdr 0a:00:00:00:00:11 dev viaduct0 nud permanent
-    ip route add 10.244.1.0/24 via 169.254.1.1 dev viaduct0 onlink src 192.0.2.1
-    ip route add fd00:10:244:1::/64 via fe80::1 dev viaduct0 onlink src fd00:2::1
-    ip route add default via 192.0.2.2
-    ip route add default via fd00:2::2";
-
-/// Services as kube-proxy makes them, for a traffic policy that keeps the client's address.
-const SERVICES: &str = "nft -f - <<'RULES'
-    define transport = { tcp, udp }
-    table inet services {
-        chain translate {
-            ip daddr 10.96.0.1 meta l4proto $transport th dport 80 \
-                dnat ip to 10.244.1.11:8080
-            ip daddr 192.0.2.1 meta l4proto $transport th dport 30080 \
-                dnat ip to 10.244.1.11:8080
-            ip6 daddr fd00:96::1 meta l4proto $transport th dport 80 \
-                dnat ip6 to [fd00:10:244:1::11]:8080
-            ip6 daddr fd00:2::1 meta l4proto $transport th dport 30080 \
-                dnat ip6 to [fd00:10:244:1::11]:8080
-        }
-        chain prerouting { type nat hook prerouting priority dstnat; jump translate; }
-        chain output { type nat hook output priority -100; jump translate; }
-    }\nRULES";
-
-const OUTSIDE_SCRIPT: &str = "
-    ip link set eth0 up
-    ip addr add 192.0.2.2/24 dev eth0
-    ip addr add fd00:2::2/64 dev eth0 nodad
-    ip addr add 10.244.9.9/32 dev lo
-    ip addr add fd00:10:244:9::9/128 dev lo
-    ip route add 10.244.1.0/24 via 192.0.2.1
-    ip route add fd00:10:244:1::/64 via fd00:2::1";
-
-/// Pods reach each other here; all else goes through the node port.
-const WORKER_SCRIPT: &str = "
-    ip link set viaduct1 up
-    ip neigh add 169.254.1.2 lladdr 0a:00:00:00:00:10 dev viaduct1 nud permanent
-    ip neigh add fe80::2 lladdr 0a:00:00:00:00:10 dev viaduct1 nud permanent
-    ip route add default via 169.254.1.2 dev viaduct1 onlink
-    ip route add default via fe80::2 dev viaduct1 onlink
-    ip route add 10.244.1.10 dev vda
-    ip route add 10.244.1.11 dev vdb
-    ip route add fd00:10:244:1::10 dev vda
-    ip route add fd00:10:244:1::11 dev vdb";
-
-/// What comes out of the node port's far end goes to a pod or nowhere.
-const FALLBACK_SCRIPT: &str = "
-    ip link set viaduct1 up
-    ip addr add 169.254.1.1/32 dev viaduct1 scope link
-    echo 1 > /proc/sys/net/ipv4/conf/viaduct1/accept_local
-    ip rule add iif viaduct1 lookup 77
-    ip -6 rule add iif viaduct1 lookup 77
-    ip route add 10.244.1.10 dev vda table 77
-    ip route add 10.244.1.11 dev vdb table 77
-    ip route add unreachable 10.244.1.0/24 table 77
-    ip route add fd00:10:244:1::10 dev vda table 77
-    ip route add fd00:10:244:1::11 dev vdb table 77
-    ip route add unreachable fd00:10:244:1::/64 table 77";
-
-/// Joins a pod to the namespace where its host end lives.
-fn attach(home: &Namespace, host_end: &str, pod: &Namespace, [v4, v6]: [&str; 2]) {
-    home.shell(&format!("ip link add {host_end} type veth peer name eth0 netns {}", pod.name));
-    home.shell(&host_end_script(host_end));
-    pod.shell(&format!(
-        "ip link set eth0 up
-         ip addr add {v4}/32 dev eth0
-         ip addr add {v6}/128 dev eth0 nodad
-         ip route add default via 169.254.1.1 dev eth0 onlink
-         ip route add default via fe80::1 dev eth0"
-    ));
-}
-
-/// Gives a pod's host end the addresses of the pod's gateway.
-fn host_end_script(host_end: &str) -> String {
-    format!(
-        "ip link set {host_end} up
-         ip addr add 169.254.1.1/32 dev {host_end} scope link
-         ip addr add fe80::1/64 dev {host_end} nodad"
-    )
-}
-
-/// Connects by TCP; returns both ends.
-fn open_stream(
-    from: &Namespace,
-    target: (&str, u16),
-    (to, address, port): (&Namespace, &str, u16),
-) -> io::Result<[TcpStream; 2]> {
-    let target = SocketAddr::new(target.0.parse().unwrap(), target.1);
-    let server = to.inside(|| TcpListener::bind((address, port)))?;
-    let client = from.inside(|| TcpStream::connect_timeout(&target, PATIENCE))?;
-    let (accepted, _) = server.accept()?;
-    Ok([client, accepted])
-}
-
-/// Sends a byte each way, waiting at most `patience` for each.
-fn exchange([client, accepted]: &mut [TcpStream; 2], patience: Duration) -> io::Result<()> {
-    client.set_read_timeout(Some(patience))?;
-    accepted.set_read_timeout(Some(patience))?;
-    let mut byte = [0];
-    client.write_all(b"?")?;
-    accepted.read_exact(&mut byte)?;
-    accepted.write_all(b"!")?;
-    client.read_exact(&mut byte)
-}
-
-/// Sends a datagram each way; returns the client's address as the server sees it. The client is
-/// connected, so it takes no answer from another address than the target.
-fn exchange_datagrams(
-    from: &Namespace,
-    target: (&str, u16),
-    (to, address, port): (&Namespace, &str, u16),
-) -> io::Result<IpAddr> {
-    let target = SocketAddr::new(target.0.parse().unwrap(), target.1);
-    let server = to.inside(|| UdpSocket::bind((address, port)))?;
-    let any = if target.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let client = from.inside(|| UdpSocket::bind(any))?;
-    client.connect(target)?;
-    client.set_read_timeout(Some(PATIENCE))?;
-    server.set_read_timeout(Some(PATIENCE))?;
-    let mut byte = [0];
-    client.send(b"?")?;
-    let (_, peer) = server.recv_from(&mut byte)?;
-    server.send_to(b"!", peer)?;
-    client.recv(&mut byte)?;
-    Ok(peer.ip())
-}
-
-/// Exchanges data both ways; returns the client's address as the server sees it.
-fn connect(
-    transport: Transport,
-    from: &Namespace,
-    target: (&str, u16),
-    server: (&Namespace, &str, u16),
-) -> Result<IpAddr, String> {
-    let source = match transport {
-        Transport::Tcp => open_stream(from, target, server).and_then(|mut stream| {
-            exchange(&mut stream, PATIENCE)?;
-            Ok(stream[1].peer_addr()?.ip())
-        }),
-        Transport::Udp => exchange_datagrams(from, target, server),
-    };
-    source.map_err(|error| format!("{transport:?} to {target:?}: {error}"))
-}
-
-fn seen(addresses: [&str; 2]) -> [Result<String, String>; 2] {
-    addresses.map(|address| Ok(address.to_owned()))
-}
 
 fn plain_traffic_is_translated_only_where_it_leaves_the_pod_network(worker: Worker) {
     let network = Network::new(worker);

@@ -14,7 +14,7 @@ use crate::namespace;
 use crate::protocol::{AddReply, AddRequest, Addressing, Call, ExtraRoute, PodAddress, Reply};
 use crate::queue;
 use crate::spec::result::{CniResult, Dns, Interface, Ip, Route, parse_cidr};
-use crate::spec::{AddOptions, CniError, NetConf, Verb, code};
+use crate::spec::{AddOptions, CniError, HostPortOptions, NetConf, Verb, code};
 
 /// Gateway of every pod's default route; workers answer ARP for it.
 const GATEWAY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1));
@@ -67,9 +67,11 @@ fn ask_add(
     request: AddRequest,
     netns: std::os::fd::BorrowedFd<'_>,
 ) -> Result<AddReply, CniError> {
+    let mappings = request.port_mappings.len();
     let call = Call::Add(Box::new(request));
     match client::ask(&invocation.conf.socket, call, Some(netns), client::DEADLINE) {
-        Ok(Reply::Added(reply)) => Ok(reply),
+        Ok(Reply::Added(reply)) if reply.port_mappings == mappings => Ok(reply),
+        Ok(Reply::Added(_)) => Err(undo(invocation, unread_mappings(invocation, mappings))),
         Ok(Reply::Error(error)) => Err(error.into()),
         Ok(_) => Err(undo(invocation, unexpected_reply(Verb::Add))),
         Err(error @ (ClientError::Unreachable { .. } | ClientError::Path { .. })) => {
@@ -99,6 +101,17 @@ pub(super) fn transport_error(error: &ClientError) -> CniError {
     CniError::new(code, error.to_string())
 }
 
+/// The error for a daemon that passed over the port mappings, as one does that is older than they
+/// are: a pod without the ports that it is to be reached by is none.
+fn unread_mappings(invocation: &Invocation, mappings: usize) -> CniError {
+    let msg = format!(
+        "viaductd at {} knows nothing of the {mappings} portMappings asked for; run viaductd and \
+         viaduct-cni of one release",
+        invocation.conf.socket.display()
+    );
+    CniError::new(code::RELEASES_APART, msg)
+}
+
 /// The error for a reply of another kind than the call has.
 pub(super) fn unexpected_reply(verb: Verb) -> CniError {
     let msg = format!(
@@ -114,7 +127,8 @@ fn request(
     options: AddOptions,
     allocated: Option<&CniResult>,
 ) -> AddRequest {
-    let AddOptions { mtu, mac, ips, ranges, pod_namespace, pod_name } = options;
+    let AddOptions { mtu, mac, ips, ranges, pod_namespace, pod_name, host_ports } = options;
+    let HostPortOptions { mappings, snat, masq_all } = host_ports;
     let addressing = match allocated {
         None => Addressing::Embedded { requested: ips, ranges },
         Some(result) => Addressing::Delegated(result.ips.iter().filter_map(pod_address).collect()),
@@ -132,6 +146,9 @@ fn request(
         routes: allocated.map_or(&[][..], |result| &result.routes).iter().map(extra).collect(),
         pod_namespace,
         pod_name,
+        port_mappings: mappings,
+        snat,
+        masq_all,
     }
 }
 

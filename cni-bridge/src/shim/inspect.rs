@@ -10,7 +10,7 @@ use crate::ipam::Delegate;
 use crate::namespace;
 use crate::protocol::{Attachment, Call, CheckRequest, Reply};
 use crate::spec::result::CniResult;
-use crate::spec::{CniError, Verb, code};
+use crate::spec::{CniError, HostPortOptions, Verb, code};
 
 /// Carries out CHECK, by the daemon and then by the delegate.
 pub(super) fn check(invocation: &Invocation) -> Result<(), CniError> {
@@ -19,7 +19,8 @@ pub(super) fn check(invocation: &Invocation) -> Result<(), CniError> {
         let msg = "CHECK got no prevResult; send the result of the ADD";
         return Err(CniError::new(code::INVALID_CONFIG, msg));
     };
-    let request = request(environment, environment.attachment(conf), &previous)?;
+    let mut request = request(environment, environment.attachment(conf), &previous)?;
+    request.port_mappings = HostPortOptions::check(conf)?;
     let netns = namespace::open(environment)?;
     let call = Call::Check(request);
     match client::ask(&conf.socket, call, Some(netns.as_fd()), client::DEADLINE) {
@@ -59,6 +60,7 @@ pub(super) fn request(
         mac: interface(index).map(|ours| ours.mac.clone()).filter(|mac| !mac.is_empty()),
         host_ifname: host.map(|host| host.name.clone()),
         routes: previous.routes.iter().map(|route| route.dst.clone()).collect(),
+        port_mappings: Vec::new(),
     })
 }
 

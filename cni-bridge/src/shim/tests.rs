@@ -28,6 +28,7 @@ fn reply(addresses: &[(&str, u8, Option<&str>)]) -> AddReply {
         mac: "0a:00:00:00:00:02".to_owned(),
         mtu: 1500,
         addresses: addresses.iter().map(address).collect(),
+        port_mappings: 0,
     }
 }
 

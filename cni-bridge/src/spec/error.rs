@@ -6,7 +6,8 @@ use super::json::field;
 use super::version::CniVersion;
 use crate::protocol::CallError;
 
-/// The codes of the specification, and those that libcni adds. 100 and above are the daemon's.
+/// The codes of the specification, those that libcni adds, and one of our own. Others from 100 to
+/// 998 are the daemon's.
 pub mod code {
     /// The configuration's version is not spoken.
     pub const INCOMPATIBLE_VERSION: u32 = 1;
@@ -26,6 +27,8 @@ pub mod code {
     pub const TRY_AGAIN: u32 = 11;
     /// STATUS: an ADD would not work now.
     pub const NOT_AVAILABLE: u32 = 50;
+    /// Shim and daemon are of releases too far apart for what is asked; the daemon says it too.
+    pub const RELEASES_APART: u32 = 102;
     /// Whatever has no code of its own (libcni `ErrInternal`).
     pub const GENERIC: u32 = 999;
 }

@@ -43,6 +43,17 @@ pub fn string<'a>(
     value.as_str().map(Some).ok_or_else(|| wrong(path, "a string", value))
 }
 
+/// The truth value at `key`, or `None` when the key is absent.
+///
+/// # Errors
+/// Code 7 naming `path` when the value is something else.
+pub fn boolean(map: &Map<String, Value>, key: &str, path: &str) -> Result<Option<bool>, CniError> {
+    let Some(value) = field(map, key) else {
+        return Ok(None);
+    };
+    value.as_bool().map(Some).ok_or_else(|| wrong(path, "true or false", value))
+}
+
 /// The list at `key`; an absent key is an empty list.
 ///
 /// # Errors

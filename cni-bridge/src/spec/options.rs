@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::conf::NetConf;
 use super::error::{CniError, code};
+use super::host_ports::HostPortOptions;
 use super::json::{self, field};
 use crate::protocol::IpRange;
 
@@ -37,18 +38,20 @@ pub struct AddOptions {
     pub pod_namespace: String,
     /// K8S_POD_NAME, or empty.
     pub pod_name: String,
+    /// Ports of the node that are to lead to the pod.
+    pub host_ports: HostPortOptions,
 }
 
 impl AddOptions {
     /// Reads the wishes from the configuration and from `args`, the text of CNI_ARGS.
     ///
     /// # Errors
-    /// Code 2 for `portMappings` and `bandwidth`, 7 for values that cannot be used, 4 for those of
+    /// Code 2 for what is not supported, 7 for values that cannot be used, 4 for those of
     /// CNI_ARGS.
     pub fn parse(conf: &NetConf, args: &str) -> Result<Self, CniError> {
         let empty = Map::new();
         let runtime = json::object(&conf.map, "runtimeConfig", "runtimeConfig")?.unwrap_or(&empty);
-        refuse_port_mappings(runtime)?;
+        let host_ports = HostPortOptions::parse(conf, runtime)?;
         refuse_bandwidth(&conf.map, runtime)?;
         let args = CniArgs::parse(args);
         let cni = match json::object(&conf.map, "args", "args")? {
@@ -62,6 +65,7 @@ impl AddOptions {
             ranges: ranges(runtime)?,
             pod_namespace: args.find("K8S_POD_NAMESPACE").unwrap_or_default().to_owned(),
             pod_name: args.find("K8S_POD_NAME").unwrap_or_default().to_owned(),
+            host_ports,
         })
     }
 }
@@ -196,18 +200,6 @@ fn parse_range(path: &str, value: &Value) -> Result<IpRange, CniError> {
         range_end: address("rangeEnd")?,
         gateway: address("gateway")?,
     })
-}
-
-/// Refuses hostPorts. An entry without one is not a wish: test suites of the CRI send those.
-fn refuse_port_mappings(runtime: &Map<String, Value>) -> Result<(), CniError> {
-    const PATH: &str = "runtimeConfig.portMappings";
-    for entry in json::list(runtime, "portMappings", PATH)? {
-        let map = entry.as_object().ok_or_else(|| json::wrong(PATH, "made of objects", entry))?;
-        if field(map, "hostPort").is_some_and(|port| port.as_u64() != Some(0)) {
-            return Err(unsupported(PATH, entry));
-        }
-    }
-    Ok(())
 }
 
 /// Refuses rates, in `runtimeConfig` or as static keys of the plugin's own configuration.

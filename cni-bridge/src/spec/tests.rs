@@ -2,6 +2,7 @@
 //! makes the parser panic.
 
 mod conf;
+mod host_ports;
 mod options;
 mod result;
 mod version;

@@ -47,7 +47,10 @@ impl FakeDaemon {
     pub fn willing(dir: &Path) -> Self {
         Self::start(dir, |call| {
             Some(match call {
-                Call::Add(_) => Reply::Added(added()),
+                Call::Add(request) => {
+                    let port_mappings = request.port_mappings.len();
+                    Reply::Added(AddReply { port_mappings, ..added() })
+                }
                 _ => Reply::Done,
             })
         })
@@ -103,7 +106,7 @@ fn serve(mut stream: UnixStream, log: &Mutex<Vec<Asked>>, answer: &dyn Fn(&Call)
     }
 }
 
-/// A dual-stack reply to ADD.
+/// A dual-stack reply to ADD, of a daemon that knows of no port mappings.
 pub fn added() -> AddReply {
     let address = |address: &str, prefix_len| PodAddress {
         address: address.parse().unwrap(),
@@ -116,5 +119,6 @@ pub fn added() -> AddReply {
         mac: "0a:00:00:00:00:02".to_owned(),
         mtu: 1500,
         addresses: vec![address("10.244.1.5", 24), address("fd00::5", 64)],
+        port_mappings: 0,
     }
 }

@@ -52,10 +52,9 @@ fn broken_input_is_an_error_object_of_its_code() {
 fn an_unsupported_wish_is_code_2_and_reaches_no_daemon() {
     let dir = tempfile::tempdir().unwrap();
     let daemon = FakeDaemon::willing(dir.path());
-    let mapping = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80}]});
-    let run = call("ADD", &conf(dir.path(), json!({"runtimeConfig": mapping})));
+    let run = call("ADD", &conf(dir.path(), json!({"markMasqBit": 14})));
     assert_eq!(run.code(), 2);
-    assert!(run.json()["msg"].as_str().unwrap().contains("8080"));
+    assert!(run.json()["msg"].as_str().unwrap().contains("14"));
     assert!(daemon.asked().is_empty());
 }
 

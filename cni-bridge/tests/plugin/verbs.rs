@@ -3,11 +3,11 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use cni_bridge::protocol::{Addressing, Call, Reply};
+use cni_bridge::protocol::{Addressing, Call, PortMapping, PortProtocol, Reply};
 use cni_bridge::queue;
 use serde_json::json;
 
-use super::fake_daemon::FakeDaemon;
+use super::fake_daemon::{FakeDaemon, added};
 use super::{call, conf, environment, run};
 
 fn own_netns() -> (u64, u64) {
@@ -170,6 +170,100 @@ fn check_sends_what_the_previous_result_says_of_our_interface() {
         assert_eq!(request.host_ifname.as_deref(), Some("vd0123456789ab"));
     }
     assert_eq!(call("CHECK", &conf(dir.path(), json!({}))).code(), 7, "no prevResult");
+}
+
+#[test]
+fn add_sends_the_port_mappings_and_how_their_clients_are_to_be_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = FakeDaemon::willing(dir.path());
+    let entries = json!([
+        {"hostPort": 8080, "containerPort": 80, "hostIP": "192.0.2.1"},
+        {"containerPort": 81, "hostPort": 0},
+        {"hostPort": 53, "containerPort": 53, "protocol": "UDP"},
+    ]);
+    let wishes = json!({"snat": false, "masqAll": true});
+    let runtime = json!({"runtimeConfig": {"portMappings": entries}});
+    let both = runtime.as_object().unwrap().clone().into_iter();
+    let both = both.chain(wishes.as_object().unwrap().clone()).collect();
+    assert!(call("ADD", &conf(dir.path(), both)).ok);
+    assert!(call("ADD", &conf(dir.path(), runtime)).ok);
+    let asked = daemon.asked();
+    let [(Call::Add(asking), _), (Call::Add(plain), _)] = asked.as_slice() else {
+        panic!("{asked:?}")
+    };
+    let mapping = |host_ip: Option<&str>, port, container_port, protocol| PortMapping {
+        host_ip: host_ip.map(|text| text.parse().unwrap()),
+        host_port: port,
+        container_port,
+        protocol,
+    };
+    let tcp = mapping(Some("192.0.2.1"), 8080, 80, PortProtocol::Tcp);
+    assert_eq!(asking.port_mappings, [tcp, mapping(None, 53, 53, PortProtocol::Udp)]);
+    assert_eq!((asking.snat, asking.masq_all), (Some(false), true));
+    assert_eq!((plain.snat, plain.masq_all), (None, false));
+    assert_eq!(plain.port_mappings.len(), 2);
+}
+
+#[test]
+fn ten_thousand_port_mappings_fit_in_one_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = FakeDaemon::willing(dir.path());
+    let entry = |port: u16| {
+        let entry = json!({"hostPort": port, "containerPort": port, "protocol": "tcp"});
+        (entry, port)
+    };
+    let (entries, ports): (Vec<_>, Vec<_>) = (20_000..30_000).map(entry).unzip();
+    let runtime = json!({"runtimeConfig": {"portMappings": entries}});
+    let run = call("ADD", &conf(dir.path(), runtime));
+    assert!(run.ok, "{}", run.stdout);
+    let asked = daemon.asked();
+    let [(Call::Add(request), _)] = asked.as_slice() else { panic!("it is one ADD") };
+    assert!(request.port_mappings.iter().map(|mapping| mapping.host_port).eq(ports));
+}
+
+#[test]
+fn a_daemon_too_old_for_port_mappings_is_told_to_detach_and_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = FakeDaemon::start(dir.path(), |call| {
+        Some(match call {
+            Call::Add(_) => Reply::Added(added()),
+            _ => Reply::Done,
+        })
+    });
+    let entries = json!([{"hostPort": 8080, "containerPort": 80}]);
+    let runtime = json!({"runtimeConfig": {"portMappings": entries}});
+    let run = call("ADD", &conf(dir.path(), runtime));
+    assert_eq!(run.code(), 102);
+    let msg = run.json()["msg"].as_str().unwrap().to_owned();
+    assert!(msg.contains("portMappings") && msg.contains("viaduct.sock"), "{msg}");
+    let asked = daemon.asked();
+    assert!(matches!(asked.as_slice(), [(Call::Add(_), _), (Call::Del(_), None)]), "{asked:?}");
+    assert!(call("ADD", &conf(dir.path(), json!({}))).ok, "a pod without any is served");
+}
+
+#[test]
+fn check_sends_the_port_mappings_and_refuses_those_that_cannot_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = FakeDaemon::willing(dir.path());
+    let eth0 = json!({"name": "eth0", "sandbox": "/proc/self/ns/net"});
+    let check = |entries: serde_json::Value| {
+        let extra = json!({
+            "prevResult": {"interfaces": [eth0]},
+            "runtimeConfig": {"portMappings": entries},
+        });
+        call("CHECK", &conf(dir.path(), extra))
+    };
+    check(json!([{"hostPort": 8080, "containerPort": 80}, {"containerPort": 81}])).silent();
+    check(json!(null)).silent();
+    assert_eq!(check(json!([{"hostPort": -1, "containerPort": 80}])).code(), 7);
+    let asked = daemon.asked();
+    let [(Call::Check(mapped), _), (Call::Check(plain), _)] = asked.as_slice() else {
+        panic!("{asked:?}")
+    };
+    let ports: Vec<_> =
+        mapped.port_mappings.iter().map(|m| (m.host_port, m.container_port)).collect();
+    assert_eq!(ports, [(8080, 80)]);
+    assert!(plain.port_mappings.is_empty());
 }
 
 #[test]

@@ -14,40 +14,51 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::doctor::Row;
-use crate::report::tests::{sample, sample_drops, sample_routes};
+use crate::report::tests::{sample, sample_drops, sample_flows, sample_host_ports, sample_routes};
 use crate::report::{Report, RouteRow};
 use crate::server::{ControlServer, Incoming, page};
 
 const TABLE: Format = Format { json: false };
 const JSON: Format = Format { json: true };
 
-/// Answers one request with `reply`.
-fn daemon(reply: Reply) -> (TempDir, PathBuf, std::thread::JoinHandle<Call>) {
+/// Answers requests with these replies, one after another. Its thread returns what was asked.
+fn daemon(replies: Vec<Reply>) -> (TempDir, PathBuf, std::thread::JoinHandle<Vec<Call>>) {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("viaduct.sock");
     let listener = UnixListener::bind(&path).expect("a socket");
     let thread = std::thread::spawn(move || {
-        let (mut stream, _peer) = listener.accept().expect("somebody asks");
-        let mut decoder = Decoder::default();
-        let mut piece = [0; 4096];
-        loop {
-            let bytes = receive(&stream, &mut piece).expect("a request comes").bytes;
-            decoder.push(&piece[..bytes]);
-            if let Some(request) = decoder.decode::<Request>().expect("a request") {
-                stream.write_all(&encode(&reply).expect("a reply")).expect("it is taken");
-                return request.call;
+        let answer = |reply: Reply| {
+            let (mut stream, _peer) = listener.accept().expect("somebody asks");
+            let mut decoder = Decoder::default();
+            let mut piece = [0; 4096];
+            loop {
+                let bytes = receive(&stream, &mut piece).expect("a request comes").bytes;
+                decoder.push(&piece[..bytes]);
+                if let Some(request) = decoder.decode::<Request>().expect("a request") {
+                    stream.write_all(&encode(&reply).expect("a reply")).expect("it is taken");
+                    return request.call;
+                }
             }
-        }
+        };
+        replies.into_iter().map(answer).collect()
     });
     (directory, path, thread)
 }
 
-fn run_against(reply: Reply, command: Command) -> (Result<(), String>, String, Call) {
-    let (_directory, path, thread) = daemon(reply);
+fn run_against_all(
+    replies: Vec<Reply>,
+    command: Command,
+) -> (Result<(), String>, String, Vec<Call>) {
+    let (_directory, path, thread) = daemon(replies);
     let mut out = Vec::new();
     let result = run(&path, command, &mut out).map_err(|error| error.to_string());
-    let call = thread.join().expect("the daemon lives");
-    (result, String::from_utf8(out).expect("text"), call)
+    let calls = thread.join().expect("the daemon lives");
+    (result, String::from_utf8(out).expect("text"), calls)
+}
+
+fn run_against(reply: Reply, command: Command) -> (Result<(), String>, String, Call) {
+    let (result, out, mut calls) = run_against_all(vec![reply], command);
+    (result, out, calls.pop().expect("it asked"))
 }
 
 #[test]
@@ -58,6 +69,7 @@ fn every_command_asks_for_its_listing_and_is_in_the_help() {
         (Command::Ports(JSON), Listing::Ports, "ports"),
         (Command::Routes(JSON), Listing::Routes, "routes"),
         (Command::Drops(JSON), Listing::Drops, "drops"),
+        (Command::Hostports(JSON), Listing::Hostports, "hostports"),
     ];
     let help = Arguments::command().render_long_help().to_string();
     for (command, listing, name) in all {
@@ -77,7 +89,7 @@ fn the_socket_can_be_named_before_and_after_the_command() {
     }
     let default = Arguments::parse_from(["viaduct", "pods"]).socket;
     assert_eq!(default, Path::new("/run/viaduct/viaduct.sock"));
-    assert!(Arguments::try_parse_from(["viaduct", "hostports"]).is_err(), "it does not exist");
+    assert!(Arguments::try_parse_from(["viaduct", "limits"]).is_err(), "it does not exist");
     Arguments::command().debug_assert();
 }
 
@@ -160,6 +172,8 @@ fn tables_have_a_line_per_row_and_fit_a_wide_terminal() {
         (views::ports(&ports), ports.len() + 1),
         (views::routes(&sample_routes()), sample_routes().len() + 1),
         (views::drops(&drops), drops.len() + 1),
+        (nat::host_ports(&sample_host_ports()), sample_host_ports().len() + 1),
+        (nat::flows(&sample_flows()), sample_flows().len() + 1),
     ];
     for (table, lines) in tables {
         assert_eq!(table.lines().count(), lines, "{table}");
@@ -171,6 +185,9 @@ fn tables_have_a_line_per_row_and_fit_a_wide_terminal() {
 #[test]
 fn empty_listings_say_so() {
     for table in [views::pods(&[]), views::ports(&[]), views::routes(&[]), views::drops(&[])] {
+        assert_eq!(table.lines().count(), 1);
+    }
+    for table in [nat::host_ports(&[]), nat::flows(&[])] {
         assert_eq!(table.lines().count(), 1);
     }
 }
@@ -240,11 +257,42 @@ fn a_listing_of_several_frames_is_one_array_and_one_table() {
 }
 
 #[test]
-fn pages_without_rows_are_no_listing() {
-    let empty = Reply::Page { rows: Vec::new(), next: "0".to_owned() };
-    let (result, out, _) = run_against(empty, Command::Routes(JSON));
+fn pages_that_lead_nowhere_are_no_listing() {
+    let empty = || Reply::Page { rows: Vec::new(), next: "0".to_owned() };
+    let (result, out, _) = run_against_all(vec![empty(), empty()], Command::Routes(JSON));
     assert!(result.expect_err("it would never end").contains("something else"));
     assert_eq!(out, "");
+}
+
+#[test]
+fn flows_are_asked_for_by_filter_through_pages_without_rows() {
+    let line = ["viaduct", "flows", "--pod", "shop/cart", "--address", "fd00::5", "--port", "80"];
+    let command = Arguments::parse_from(line.into_iter().chain(["--json"])).command;
+    let page = |next: &str| Reply::Page { rows: Vec::new(), next: next.to_owned() };
+    let rows = json!(sample_flows());
+    let replies = vec![page("1"), page("2"), Reply::Listing(rows.clone())];
+    let (result, out, calls) = run_against_all(replies, command);
+    assert_eq!(result, Ok(()));
+    assert_eq!(serde_json::from_str::<Value>(&out).expect("JSON"), rows);
+    let filter = FlowFilter {
+        pod: Some("shop/cart".to_owned()),
+        address: Some("fd00::5".parse().expect("an address")),
+        port: Some(80),
+    };
+    let after = [None, Some("1".to_owned()), Some("2".to_owned())];
+    let expected = after.map(|after| Call::Flows { filter: filter.clone(), after });
+    assert_eq!(calls, expected);
+    assert!(Arguments::try_parse_from(["viaduct", "flows", "--port", "65536"]).is_err());
+}
+
+#[test]
+fn a_flow_shows_what_the_pod_sees_only_where_that_is_not_the_client() {
+    let table = nat::flows(&sample_flows());
+    let cells = |line: usize| -> Vec<&str> {
+        table.lines().nth(line).expect("a row").split_whitespace().collect()
+    };
+    assert_eq!(cells(1)[8..], ["-", "route"], "{table}");
+    assert_eq!(cells(2)[8..], ["192.0.2.1:40000", "route"], "{table}");
 }
 
 #[test]
@@ -326,7 +374,9 @@ fn prints_everything() {
     println!("{}", views::drops(&sample_drops(&sample())));
     let mut command = Arguments::command();
     println!("{}", command.render_help());
-    for name in ["status", "pods", "ports", "routes", "drops", "doctor"] {
+    println!("{}", nat::host_ports(&sample_host_ports()));
+    println!("{}", nat::flows(&sample_flows()));
+    for name in ["status", "pods", "ports", "routes", "drops", "hostports", "flows", "doctor"] {
         println!("{}", command.find_subcommand_mut(name).expect(name).render_long_help());
     }
 }

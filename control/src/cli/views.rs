@@ -299,7 +299,7 @@ fn result(row: &Row) -> &'static str {
 }
 
 /// A container ID as container tools print it; names of pods and devices as they are.
-fn whose(pod: &str) -> String {
+pub(super) fn whose(pod: &str) -> String {
     if pod.len() > DEVICE_NAME_MAX && pod.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         pod.chars().take(12).collect()
     } else {

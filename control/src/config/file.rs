@@ -12,9 +12,10 @@ use toml::Spanned;
 
 use super::source::Source;
 use super::{
-    Config, ConfigError, DIRECT_MAX, Daemon, FLOWS_DEFAULT, FLOWS_MAX, FLOWS_MIN, FRAMES_DEFAULT,
-    FRAMES_MAX, FRAMES_MIN, MTU_DEFAULT, MTU_MAX, MTU_MIN, Nat, Node, POD_CIDRS_MAX, PortMode,
-    SOCKET_PATH_BYTES_MAX, Shaping, UPLINKS_MAX, Uplink, Workers,
+    Config, ConfigError, DIRECT_MAX, Daemon, FLOWS_DEFAULT, FLOWS_MAX, FLOWS_MIN,
+    FLOWS_PER_POD_MIN, FLOWS_PER_POD_PART, FRAMES_DEFAULT, FRAMES_MAX, FRAMES_MIN, MTU_DEFAULT,
+    MTU_MAX, MTU_MIN, Nat, Node, POD_CIDRS_MAX, PortMode, SOCKET_PATH_BYTES_MAX, Shaping,
+    UPLINKS_MAX, Uplink, Workers,
 };
 use crate::ipam;
 use crate::workers::UPLINK_PORTS_MAX;
@@ -88,6 +89,7 @@ struct UplinkTable {
 #[serde(deny_unknown_fields)]
 struct NatTable {
     flows: Option<Spanned<i64>>,
+    flows_per_pod: Option<Spanned<i64>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -112,12 +114,11 @@ pub(super) fn parse(text: &str, path: &Path, usable: &[usize]) -> Result<Config,
     let file: ConfigFile = toml::from_str(text).map_err(|error| source.malformed(error))?;
     let ConfigFile { node, workers, uplink, nat, shaping, daemon } = file;
     let node = check_node(&source, node)?;
+    let workers = check_workers(&source, workers, usable)?;
     Ok(Config {
-        workers: check_workers(&source, workers, usable)?,
         uplink: check_uplink(&source, uplink, &node.pod_cidrs)?,
-        nat: Nat {
-            flows: source.number("nat.flows", nat.flows, FLOWS_DEFAULT, FLOWS_MIN..=FLOWS_MAX)?,
-        },
+        nat: check_nat(&source, nat, workers.cores.len())?,
+        workers,
         shaping: Shaping {
             queue: source.duration("shaping.queue", shaping.queue, Duration::from_millis(25))?,
             burst: source.duration("shaping.burst", shaping.burst, Duration::from_millis(50))?,
@@ -308,6 +309,15 @@ fn check_interfaces(
         names.push(written.into_inner());
     }
     Ok(names)
+}
+
+fn check_nat(source: &Source, table: NatTable, workers: usize) -> Result<Nat, ConfigError> {
+    let NatTable { flows, flows_per_pod } = table;
+    let flows = source.number("nat.flows", flows, FLOWS_DEFAULT, FLOWS_MIN..=FLOWS_MAX)?;
+    let part = (flows / workers as u32 / FLOWS_PER_POD_PART).max(FLOWS_PER_POD_MIN);
+    let range = FLOWS_PER_POD_MIN..=FLOWS_MAX;
+    let flows_per_pod = source.number("nat.flows_per_pod", flows_per_pod, part, range)?;
+    Ok(Nat { flows, flows_per_pod })
 }
 
 fn check_daemon(source: &Source, table: DaemonTable) -> Result<Daemon, ConfigError> {

@@ -49,7 +49,7 @@ fn only_pod_cidrs_is_required_and_the_rest_has_the_documented_defaults() {
             direct: pod_cidrs,
             kernel: Vec::new(),
         },
-        nat: Nat { flows: 1_048_576 },
+        nat: Nat { flows: 262_144, flows_per_pod: 65_536 },
         shaping: Shaping { queue: Duration::from_millis(25), burst: Duration::from_millis(50) },
         daemon: Daemon {
             socket: "/run/viaduct/viaduct.sock".into(),
@@ -78,6 +78,7 @@ fn every_key_can_be_set() {
         kernel = ["10.244.7.0/24"]
         [nat]
         flows = 2000
+        flows_per_pod = 300
         [shaping]
         queue = "1s"
         burst = "1500us"
@@ -96,7 +97,7 @@ fn every_key_can_be_set() {
             direct: nets(&["10.244.0.0/16", "0.0.0.0/0"]),
             kernel: nets(&["10.244.7.0/24"]),
         },
-        nat: Nat { flows: 2000 },
+        nat: Nat { flows: 2000, flows_per_pod: 300 },
         shaping: Shaping { queue: Duration::from_secs(1), burst: Duration::from_micros(1500) },
         daemon: Daemon {
             socket: "/a/s".into(),
@@ -181,6 +182,7 @@ fn numbers_outside_their_range_are_refused_and_the_bounds_are_not() {
     let cases = [
         ("[node]\npod_cidrs = [\"10.0.0.0/24\"]\nmtu", "node.mtu", 1280, 65535),
         (&with("[nat]\nflows"), "nat.flows", 1024, 1 << 24),
+        (&with("[nat]\nflows_per_pod"), "nat.flows_per_pod", 64, 1 << 24),
         (&with("[workers]\nframes"), "workers.frames", 4096, 262_144),
     ];
     for (before, key, min, max) in cases {

@@ -6,10 +6,15 @@ use super::facts::Facts;
 /// The type of our plugin in CNI configurations.
 const OURS: &str = "viaduct-cni";
 
-/// Plugins that work on the kernel's path, with what becomes of it when workers carry the pods.
-const BYPASSED: [(&str, &str); 2] = [
-    ("portmap", "its translations are not seen by workers"),
-    ("bandwidth", "its limits are on queues that packets of workers do not pass"),
+/// Plugins that work on the kernel's path: what becomes of it when workers carry the pods, and what
+/// to do beside taking it out.
+const BYPASSED: [(&str, &str, &str); 2] = [
+    (
+        "portmap",
+        "its translations are not seen by workers",
+        ", and \"portMappings\": true into the capabilities of viaduct-cni",
+    ),
+    ("bandwidth", "its limits are on queues that packets of workers do not pass", ""),
 ];
 
 /// No plugin after ours relies on the kernel's path.
@@ -35,9 +40,10 @@ pub(super) fn chained(facts: &Facts) -> Vec<Row> {
         let Some(place) = types.iter().position(|kind| kind == OURS) else { continue };
         named.push(path.to_string());
         for kind in types.iter().skip(place + 1) {
-            let Some((_, why)) = BYPASSED.iter().find(|(name, _)| name == kind) else { continue };
+            let known = BYPASSED.iter().find(|(name, ..)| name == kind);
+            let Some((_, why, instead)) = known else { continue };
             let found = format!("{path} calls {kind} after {OURS}: {why}");
-            let mend = format!("take {kind} out of {path}");
+            let mend = format!("take {kind} out of {path}{instead}");
             rows.push(Row::amiss(CHECK, found, mend));
         }
     }

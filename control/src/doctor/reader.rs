@@ -23,8 +23,18 @@ use crate::sysctl;
 /// Where pins go without a configuration that says otherwise.
 const BPF_DIR_DEFAULT: &str = "/sys/fs/bpf/viaduct";
 
-/// Modules of nf_tables that our table needs, by the names of their files.
-const MODULES: [&str; 5] = ["nf_conntrack", "nf_tables", "nft_chain_nat", "nft_ct", "nft_masq"];
+/// Modules of nf_tables that our table needs, and that of the list of the kernel's flows, by the
+/// names of their files.
+const MODULES: [&str; 8] = [
+    "nf_conntrack",
+    "nf_conntrack_netlink",
+    "nf_tables",
+    "nft_chain_nat",
+    "nft_ct",
+    "nft_fib_inet",
+    "nft_masq",
+    "nft_nat",
+];
 
 /// What marks the lock of a daemon in the list of unix sockets of a network namespace.
 const LOCK: &str = "@viaductd";

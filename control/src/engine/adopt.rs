@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cni_bridge::protocol::{Attachment, PodAddress};
 
-use super::compile::port_of;
+use super::compile::{flow_generation, port_of};
 use super::{Engine, Record};
 use crate::journal::Record as JournalRecord;
 use crate::node::{HOST_IFNAME_PREFIX, WORKER_IFNAME};
@@ -38,9 +38,9 @@ impl Remembered {
 }
 
 impl Engine {
-    /// Serves the journal's pods again. The caller puts the sentinels in place afterwards: up to
-    /// then the kernel forwards, from then on the workers do.
-    pub(super) fn adopt(&mut self, remembered: Remembered) -> anyhow::Result<()> {
+    /// The journal's pods that are there, back in state, IPAM and XDP maps. No worker has to run
+    /// yet: [`Engine::serve_adopted`] gives the pods to theirs.
+    pub(super) fn adopt(&mut self, remembered: Remembered) -> anyhow::Result<Vec<PodRecord>> {
         let Remembered { pods, freed } = remembered;
         // Freed again in the same order, so that addresses rest as long as they should.
         for pod in freed {
@@ -61,19 +61,27 @@ impl Engine {
             }
         }
         self.sweep(&adopted)?;
-        // All tables once, not once per pod.
-        for pod in &adopted {
+        Ok(adopted)
+    }
+
+    /// Serves pods again. The caller publishes the tables, once and not once per pod, and then puts
+    /// the sentinels in place: up to then the kernel forwards, from then on the workers do.
+    pub(super) fn serve_adopted(&mut self, adopted: &[PodRecord]) {
+        for pod in adopted {
             let id = port_of(pod);
-            let (name, index) = (&pod.host_ifname, pod.host_ifindex);
-            match self.workers.add_port(pod.worker, id, name, index) {
-                Ok(socket) => self.adopted_sockets.push((id, socket)),
+            let device = (pod.host_ifname.as_str(), pod.host_ifindex);
+            match self.workers.add_port(pod.worker, id, device, flow_generation(pod)) {
+                Ok(socket) => {
+                    self.adopted_sockets.push((id, socket));
+                    self.lead_host_ports(pod);
+                }
                 Err(error) => {
-                    tracing::error!(%error, host_ifname = name, "a pod stays with the kernel");
+                    let host_ifname = &pod.host_ifname;
+                    tracing::error!(%error, host_ifname, "a pod stays with the kernel");
                     self.unserved.insert(pod.attachment.clone());
                 }
             }
         }
-        Ok(())
     }
 
     /// Back into state, IPAM and XDP maps, if its host end is still there.

@@ -7,12 +7,16 @@ use cni_bridge::protocol::{AddReply, AddRequest, Addressing, Attachment, CallErr
 use dataplane::xsk::program::{Fallback, PortEntry, PortKind};
 use ipnet::IpNet;
 
-use super::compile::port_of;
+use super::compile::{flow_generation, port_of};
 use super::{EndpointError, EndpointSpec, Engine, Record, call_error, pod_cookie};
 use crate::config::MTU_MIN;
 use crate::endpoint::{self, Offloads, in_namespace};
+use crate::host_ports::asked;
 use crate::node::{HOST_MAC, host_ifname, mac_for};
-use crate::state::{Change, Effect, NewPod, PodRecord};
+use crate::state::{
+    Change, Effect, HostPortRecord, MasqueradeWish, NewPod, PodRecord, host_ports_of,
+};
+use crate::sysctl;
 
 /// The code of an ADD that must wait: its interface is still being removed.
 pub const ADD_WAITS: u32 = 11;
@@ -29,6 +33,7 @@ struct Plan {
     addresses: Vec<PodAddress>,
     routes: Vec<IpNet>,
     route_mtu: u32,
+    host_ports: Vec<HostPortRecord>,
 }
 
 impl Engine {
@@ -57,6 +62,7 @@ impl Engine {
             mac: text(pod.mac),
             mtu: pod.route_mtu,
             addresses: pod.addresses,
+            port_mappings: request.port_mappings.len(),
         })
     }
 
@@ -83,8 +89,23 @@ impl Engine {
         }
         // Last, since it takes something.
         let addresses = self.addresses(request)?;
+        let host_ports = self.host_ports(request, &addresses).inspect_err(|_| {
+            let now_ns = self.now_ns();
+            self.ipam.free(&attachment, now_ns);
+        })?;
         let cookie = pod_cookie(&attachment);
-        Ok(Plan { cookie, host_ifname, mac, addresses, routes, route_mtu, attachment })
+        Ok(Plan { cookie, host_ifname, mac, addresses, routes, route_mtu, host_ports, attachment })
+    }
+
+    /// The host ports of a pod with these addresses, none of which another pod has.
+    fn host_ports(
+        &self,
+        request: &AddRequest,
+        addresses: &[PodAddress],
+    ) -> Result<Vec<HostPortRecord>, CallError> {
+        host_ports_of(&request.port_mappings, addresses)
+            .and_then(|found| self.state.admit_host_ports(&found).map(|()| found))
+            .map_err(|error| call_error(error.cni_code(), &error))
     }
 
     fn addresses(&mut self, request: &AddRequest) -> Result<Vec<PodAddress>, CallError> {
@@ -174,13 +195,16 @@ impl Engine {
             pod_namespace: request.pod_namespace.clone(),
             pod_name: request.pod_name.clone(),
             fallback: crate::state::Fallback::Pass,
+            host_ports: plan.host_ports.clone(),
+            masquerade: MasqueradeWish::of(request.snat, request.masq_all),
         };
         let effect = self
             .state
             .apply(Change::Add(new))
             .map_err(|error| call_error(error.cni_code(), &error))?;
         let Effect::Added(pod) = effect else { unreachable!("an Add that succeeds adds") };
-        let result = self.serve(&pod).and_then(|()| {
+        let opened = self.open_host_ports(&pod).and_then(|()| self.serve(&pod));
+        let result = opened.and_then(|()| {
             self.reach_pods()?;
             let record = Record::Attached(Box::new(pod.clone()));
             self.journal.append(&record).map_err(anyhow::Error::from)
@@ -190,17 +214,36 @@ impl Engine {
             let msg = format!("{error:#}");
             return Err(CallError { code: FAILED, msg, details: String::new() });
         }
+        self.to_purge.extend(pod.host_ports.iter().map(asked));
         Ok(pod)
+    }
+
+    /// The kernel leads the pod's host ports to it: its own processes' at once, and what comes by a
+    /// wire as long as no worker does.
+    fn open_host_ports(&mut self, pod: &PodRecord) -> anyhow::Result<()> {
+        if pod.host_ports.is_empty() {
+            return Ok(());
+        }
+        // While no worker is there, answers to 127.0.0.1 come in by the pod's own interface.
+        sysctl::write(&format!("ipv4/conf/{}/route_localnet", pod.host_ifname), "1")?;
+        Ok(self.add_kernel_host_ports(pod)?)
     }
 
     /// From a pod in the state to packets in its worker. Also the last step of re-adoption.
     pub(super) fn serve(&mut self, pod: &PodRecord) -> anyhow::Result<()> {
         self.guard(pod)?;
         let id = port_of(pod);
-        let socket = self.workers.add_port(pod.worker, id, &pod.host_ifname, pod.host_ifindex)?;
-        self.publish()?;
-        self.programs.set_socket(u32::from(id.0), socket.as_fd())?;
-        Ok(())
+        let device = (pod.host_ifname.as_str(), pod.host_ifindex);
+        let socket = self.workers.add_port(pod.worker, id, device, flow_generation(pod))?;
+        self.lead_host_ports(pod);
+        let served = self.publish().map_err(anyhow::Error::from).and_then(|()| {
+            self.programs.set_socket(u32::from(id.0), socket.as_fd())?;
+            self.take_host_ports(pod)
+        });
+        if served.is_err() {
+            self.withdraw_host_ports(pod);
+        }
+        served
     }
 
     /// The XDP program at the pod's host end, and what it may send while no worker serves it.

@@ -19,6 +19,12 @@ pub(super) fn port_of(pod: &PodRecord) -> PortId {
     PortId(FIRST_POD_PORT + slot)
 }
 
+/// What tells the flows of a pod from those of others that had its port. Never 0, which is that of
+/// ports without a pod.
+pub(super) fn flow_generation(pod: &PodRecord) -> u32 {
+    (pod.generation as u32).max(1)
+}
+
 /// A prefix in the words of the data plane.
 pub(super) fn prefix(net: &IpNet) -> Prefix {
     Prefix { address: net.network(), len: net.prefix_len() }
@@ -43,7 +49,7 @@ pub(super) fn tables(engine: &Engine) -> TablesInput {
         uplinks,
         fib: engine.mirror.fib().clone(),
         node_addresses: engine.node_addresses.clone(),
-        ..TablesInput::default()
+        host_ports: engine.host_ports.clone(),
     }
 }
 

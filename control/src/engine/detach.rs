@@ -7,6 +7,7 @@ use dataplane::port::PortId;
 use super::compile::{FIRST_POD_PORT, port_of};
 use super::reaper::Reaped;
 use super::{Engine, Record, pod_cookie};
+use crate::host_ports::asked;
 use crate::state::{Change, Effect, PodRecord};
 
 impl Engine {
@@ -30,6 +31,9 @@ impl Engine {
     /// whatever stays behind, the pod is no longer ours.
     pub(super) fn forget(&mut self, pod: &PodRecord) {
         self.release(pod);
+        if let Err(error) = self.workers.retire_flows(pod.worker, port_of(pod)) {
+            tracing::error!(%error, "forget the flows of a pod");
+        }
         match self.state.apply(Change::Remove(pod.attachment.clone())) {
             Ok(Effect::Removed(_) | Effect::Unchanged) => {}
             other => unreachable!("a removal removes or finds nothing: {other:?}"),
@@ -39,6 +43,11 @@ impl Engine {
         }
         let now_ns = self.now_ns();
         self.ipam.free(&pod.attachment, now_ns);
+        if let Err(error) = self.remove_kernel_host_ports(pod) {
+            let host_ifname = &pod.host_ifname;
+            tracing::warn!(%error, host_ifname, "take host ports from the kernel");
+        }
+        self.to_purge.extend(pod.host_ports.iter().map(asked));
         self.unserved.remove(&pod.attachment);
         self.lost.remove(&pod.attachment);
         self.segments_only.remove(&pod.attachment);
@@ -70,7 +79,7 @@ impl Engine {
             self.uplinks.has_left(id);
             return false;
         }
-        self.state.release_slot(slot_of(id));
+        self.state.release_slot(slot_of(id).expect("uplinks' ports are told apart above"));
         self.leaving.remove(&id).is_some()
     }
 
@@ -81,6 +90,7 @@ impl Engine {
     }
 }
 
-fn slot_of(id: PortId) -> u32 {
-    u32::from(id.0 - FIRST_POD_PORT)
+/// The slot of the pod whose port this is; `None` for the ports of the node and of uplinks.
+pub(super) fn slot_of(id: PortId) -> Option<u32> {
+    id.0.checked_sub(FIRST_POD_PORT).map(u32::from)
 }

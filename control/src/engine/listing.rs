@@ -15,9 +15,9 @@ use crate::fib::{ListedHop, ListedRoute, RouteKey};
 use crate::metrics::OpTimes;
 use crate::node::WORKER_IFNAME;
 use crate::report::{
-    DirectionRow, DropKey, DropRow, FallbackAction, FallbackCounts, Features, FramesRow, HopRow,
-    PacketsRow, PodRow, PodState, PortKind, PortMode, PortRow, Report, RouteRow, Status, WorkerRow,
-    drop_rows, pod_name, port_down_row,
+    DirectionRow, DropKey, DropRow, FallbackAction, FallbackCounts, Features, FlowsRow, FramesRow,
+    HopRow, PacketsRow, PodRow, PodState, PortKind, PortMode, PortRow, Report, RouteRow, Status,
+    WorkerRow, drop_rows, pod_name, port_down_row,
 };
 use crate::server::page;
 use crate::state::{Fallback, PodRecord};
@@ -49,6 +49,7 @@ impl Engine {
             }),
             Listing::Routes => page(after, |after| self.route_rows(after)),
             Listing::Drops => page(after, |after| self.drop_rows(after)),
+            Listing::Hostports => page(after, |after| self.host_port_rows(after)),
         }
     }
 
@@ -105,6 +106,8 @@ impl Engine {
             pods: self.state.pods().len() as u32,
             fallback_pods: self.unserved.len() as u32,
             routes: (self.own_routes().count() + self.mirror.routes()) as u32,
+            host_ports: self.state.pods().map(|pod| pod.host_ports.len() as u32).sum(),
+            guard_dropped: self.guarded,
             fallback_packets: self.fallback_counts(),
             workers: self.workers.handles().iter().map(|w| self.worker_row(w)).collect(),
             uplinks: self.uplinks.rows().collect(),
@@ -125,6 +128,11 @@ impl Engine {
             hugepages: worker.hugepages,
             frames: FramesRow::read(counters),
             packets: PacketsRow::read(counters),
+            flows: FlowsRow::read(
+                &worker.flow_counters,
+                worker.flows.room(),
+                counters.icmp_errors_translated.get(),
+            ),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Engine, nft_config, node_config, outside};
+use super::{Engine, node_config, outside};
 use crate::endpoint::kernel_path;
 use crate::netlink::{Request, Route};
 use crate::node::{NodePort, Reached};
@@ -21,8 +21,7 @@ impl Engine {
     /// Makes everything as it should be; what is right is left alone.
     pub fn repair(&mut self) -> anyhow::Result<()> {
         self.node.mend(&mut self.netlink)?;
-        let outside = outside(&self.config, self.state.pods());
-        self.nft.ensure(&nft_config(&self.config, &outside))?;
+        self.ensure_nft()?;
         let mut requests = Vec::new();
         for pod in self.state.pods() {
             let addresses: Vec<IpAddr> = pod.addresses.iter().map(|a| a.address).collect();
@@ -41,7 +40,7 @@ impl Engine {
         let config = node_config(&self.config, self.route_mtu, &self.ports, outside);
         let mut sysctls = SysctlLog::open(&self.config.daemon.state_dir.join("sysctls"))?;
         self.node = NodePort::ensure(&config, &mut sysctls)?;
-        self.nft.ensure(&nft_config(&self.config, &config.outside))?;
+        self.ensure_nft()?;
         Ok(())
     }
 
@@ -51,7 +50,7 @@ impl Engine {
         let outside = outside(&self.config, self.state.pods());
         match self.node.reach(&mut self.netlink, &outside)? {
             Reached::Same => return Ok(()),
-            Reached::Changed => self.nft.ensure(&nft_config(&self.config, &outside))?,
+            Reached::Changed => self.ensure_nft()?,
             // Forwarding and the rule of a family that had no pods before.
             Reached::NewFamily => self.ensure_node()?,
         }

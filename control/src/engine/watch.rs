@@ -36,6 +36,8 @@ impl Engine {
         self.watch_workers(now);
         self.look_after_pins();
         self.look_after_uplinks();
+        self.look_after_host_ports(now);
+        self.look_after_guard();
         self.serve_unserved();
         self.spare_onward_pods();
         self.bury_lost(now);
@@ -157,6 +159,7 @@ impl Engine {
     pub(super) fn release(&mut self, pod: &PodRecord) {
         let id = port_of(pod);
         let ifindex = pod.host_ifindex;
+        self.withdraw_host_ports(pod);
         let steps = [
             self.programs.clear_socket(u32::from(id.0)),
             self.programs.remove_port(ifindex),

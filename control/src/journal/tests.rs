@@ -2,11 +2,12 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
+use cni_bridge::protocol::PortProtocol;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::state::{Fallback, PodRecord};
+use crate::state::{Fallback, HostPortAddress, HostPortRecord, MasqueradeWish, PodRecord};
 
 const BOOT: &str = "6f1c2b1e-0000-4000-8000-000000000001";
 
@@ -37,6 +38,8 @@ fn attached(id: u32) -> Record {
         pod_name: format!("pod-{id}"),
         fallback: Fallback::Drop,
         generation: u64::from(id),
+        host_ports: Vec::new(),
+        masquerade: MasqueradeWish::Itself,
     }))
 }
 
@@ -228,14 +231,20 @@ fn the_journal_is_rewritten_when_most_of_it_is_past() {
     let dir = state_dir();
     let (mut journal, _) = open(dir.path());
     let mut all = vec![attached(1), attached(2)];
-    let cycles = u32::try_from(2 * DEAD_RECORDS_MAX).unwrap();
-    all.extend((10..10 + cycles).flat_map(|id| [attached(id), detached(id)]));
-    let mut longest = 0;
+    all.extend((10..4000).flat_map(|id| [attached(id), detached(id)]));
+    let (mut longest, mut rewrites) = (0, 0);
     for record in &all {
+        let before = journal.len;
         journal.append(record).unwrap();
-        longest = longest.max(journal.records.len());
+        longest = longest.max(journal.len);
+        if journal.len < before {
+            rewrites += 1;
+            assert_accounts(&journal);
+        }
     }
-    assert!(longest <= DEAD_RECORDS_MAX + 3, "{longest}");
+    let kept_bytes = DETACHED_KEPT as u64 * 1000;
+    assert!(longest <= DEAD_BYTES_MAX + kept_bytes, "{longest}");
+    assert!((1..4).contains(&rewrites), "{rewrites} rewrites of 2.5 MB");
     drop(journal);
     let (journal, records) = open(dir.path());
     assert_eq!(present(&records), present(&all));
@@ -245,6 +254,77 @@ fn the_journal_is_rewritten_when_most_of_it_is_past() {
     assert!(!dir.path().join(NEW_FILE_NAME).exists());
     let mode = fs::metadata(file(dir.path())).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
+}
+
+/// The lengths that the journal goes by are those in the file.
+fn assert_accounts(journal: &Journal) {
+    assert_eq!(fs::metadata(file(&journal.dir)).unwrap().len(), journal.len);
+    assert_eq!(journal.attached.values().sum::<u64>(), journal.live_bytes);
+    let live = present(&journal.records);
+    assert!(live.keys().eq(journal.attached.keys()));
+    let length = |pod| line(&Record::Attached(Box::new(pod))).unwrap().len() as u64;
+    assert_eq!(live.into_values().map(length).sum::<u64>(), journal.live_bytes);
+}
+
+/// A pod with this many host ports.
+fn attached_with(id: u32, host_ports: u16) -> Record {
+    let Record::Attached(mut pod) = attached(id) else { unreachable!("it is attached") };
+    let port = |port| HostPortRecord {
+        transport: PortProtocol::Udp,
+        address: HostPortAddress::AnyV4,
+        port,
+        serving: "10.244.1.5".parse().unwrap(),
+        container_port: port,
+    };
+    pod.host_ports = (1..=host_ports).map(port).collect();
+    Record::Attached(pod)
+}
+
+#[test]
+fn pods_with_thousands_of_host_ports_come_and_go_in_bounded_room() {
+    let dir = state_dir();
+    let (mut journal, _) = open(dir.path());
+    let ranges = 2000;
+    let stays = attached_with(1, ranges);
+    journal.append(&stays).unwrap();
+    let bytes = journal.len;
+    for id in 2..40 {
+        journal.append(&attached_with(id, ranges)).unwrap();
+        journal.append(&detached(id)).unwrap();
+        assert!(journal.len < 3 * bytes + 2 * DEAD_BYTES_MAX, "{} at pod {id}", journal.len);
+        assert_accounts(&journal);
+    }
+    // A pod that is replaced by a later record of its own is not the present either.
+    for _ in 0..20 {
+        journal.append(&stays).unwrap();
+        assert!(journal.len < 3 * bytes + 2 * DEAD_BYTES_MAX);
+        assert_accounts(&journal);
+    }
+    drop(journal);
+    let (_, records) = open(dir.path());
+    assert_eq!(present(&records), present(&[stays]));
+}
+
+#[test]
+fn records_that_another_release_wrote_longer_are_counted_as_they_are() {
+    let dir = state_dir();
+    let mut newer = serde_json::to_value(attached(1)).unwrap();
+    newer["attached"]["from_the_future"] = "x".repeat(5000).into();
+    let text = String::from_utf8(written(&[])).unwrap() + &line(&newer).unwrap();
+    fs::write(file(dir.path()), &text).unwrap();
+    let (mut journal, records) = open(dir.path());
+    assert_eq!(records, [attached(1)]);
+    journal.compact();
+    assert_accounts(&journal);
+    assert!(journal.len < 2000, "what we do not know is not rewritten");
+    journal.append(&detached(1)).unwrap();
+    assert_eq!((journal.live_bytes, journal.dead_bytes()), (0, journal.len));
+}
+
+#[test]
+fn a_pod_that_went_is_kept_without_its_host_ports_and_one_that_is_there_with_them() {
+    let records = [attached_with(1, 3), attached_with(2, 3), detached(1)];
+    assert_eq!(compacted(&records), [attached(1), attached_with(2, 3), detached(1)]);
 }
 
 #[test]
@@ -260,16 +340,20 @@ fn a_failed_rewrite_loses_nothing_and_is_tried_again_later() {
     let (mut journal, _) = open(dir.path());
     // A directory of that name cannot be opened for writing, whoever we are.
     fs::create_dir(dir.path().join(NEW_FILE_NAME)).unwrap();
-    let all: Vec<Record> = (0..=u32::try_from(DEAD_RECORDS_MAX).unwrap())
-        .flat_map(|id| [attached(id), detached(id)])
-        .collect();
-    let (early, late) = all.split_at(DEAD_RECORDS_MAX + 2);
-    early.iter().for_each(|record| journal.append(record).unwrap());
-    assert_eq!(journal.records.len(), early.len());
-    assert_eq!(journal.dead_max, 2 * DEAD_RECORDS_MAX, "not at every append");
+    let all: Vec<Record> = (0..4000).flat_map(|id| [attached(id), detached(id)]).collect();
+    let mut records = all.iter();
+    let early = records.by_ref().take_while(|record| {
+        journal.append(record).unwrap();
+        journal.len <= DEAD_BYTES_MAX + 10_000
+    });
+    let early = early.count() + 1;
+    assert_eq!(journal.records.len(), early);
+    assert_eq!(journal.dead_bytes_max, 2 * DEAD_BYTES_MAX, "not at every append");
     fs::remove_dir(dir.path().join(NEW_FILE_NAME)).unwrap();
-    late.iter().for_each(|record| journal.append(record).unwrap());
-    assert!(journal.records.len() < early.len());
+    records.for_each(|record| journal.append(record).unwrap());
+    assert!(journal.records.len() < all.len());
+    let kept_bytes = DETACHED_KEPT as u64 * 1000;
+    assert!(journal.dead_bytes_max < DEAD_BYTES_MAX + kept_bytes, "as if it had not failed");
     drop(journal);
     assert_eq!(present(&open(dir.path()).1), present(&all));
 }

@@ -62,6 +62,22 @@ fn what_the_xdp_program_did_without_a_worker_is_on_the_page_by_outcome() {
 }
 
 #[test]
+fn flows_are_on_the_page_by_worker_event_and_refusal() {
+    let mut report = sample();
+    let samples = read(&render(&report));
+    assert_eq!(samples["viaduct_flows{worker=\"1\"}"], 3.0);
+    assert_eq!(samples["viaduct_flow_events_total{worker=\"0\",event=\"evicted\"}"], 7.0);
+    let refused =
+        |why: &str| samples[&format!("viaduct_flows_refused_total{{worker=\"0\",why=\"{why}\"}}")];
+    assert_eq!((refused("quota"), refused("full"), refused("no_port")), (6.0, 5.0, 4.0));
+    assert_eq!(samples["viaduct_icmp_errors_translated_total{worker=\"0\"}"], 2.0);
+    assert_eq!(samples["viaduct_guard_dropped_packets_total"], 11.0);
+    assert_eq!(samples["viaduct_host_ports"], 2.0);
+    report.status.guard_dropped = None;
+    assert!(!read(&render(&report)).contains_key("viaduct_guard_dropped_packets_total"));
+}
+
+#[test]
 fn an_empty_report_is_a_valid_page() {
     let samples = read(&render(&Report::default()));
     assert_eq!(samples["viaduct_ready"], 0.0);

@@ -181,6 +181,8 @@ pub enum Ipv4Setting {
     ArpNotify = 22,
     /// `accept_local`
     AcceptLocal = 23,
+    /// `route_localnet`
+    RouteLocalnet = 26,
 }
 
 /// Whether the kernel invents a link-local address when an interface comes up.

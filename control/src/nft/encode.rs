@@ -46,6 +46,9 @@ pub(super) mod message {
     pub(crate) const GETRULE: u8 = 7;
     pub(crate) const NEWSET: u8 = 9;
     pub(crate) const NEWSETELEM: u8 = 12;
+    pub(crate) const DELSETELEM: u8 = 14;
+    pub(crate) const NEWOBJ: u8 = 18;
+    pub(crate) const GETOBJ: u8 = 19;
 }
 
 /// Attributes that are being written, one after another, each padded to four bytes.

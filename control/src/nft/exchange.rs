@@ -13,8 +13,9 @@ use super::NftError;
 use super::encode::{Batch, Received, Step, attributes, message, messages, u32_at};
 
 /// Largest batch: one message to netlink must fit the send buffer. A prefix takes up to 80 bytes
-/// and may be both in `pods` and `direct`, so this is room for 25,000.
-const SEND_BUFFER_BYTES: usize = 4 << 20;
+/// and may be both in `pods` and `direct`, a host port takes up to 190: this is room for 25,000 of
+/// the former and 65,536 of the latter, which is as many as the XDP program's maps hold.
+const SEND_BUFFER_BYTES: usize = 16 << 20;
 /// Room for the largest datagram of acknowledgements; each is a few dozen bytes.
 pub(super) const RECEIVE_BUFFER_BYTES: usize = 64 << 10;
 
@@ -83,15 +84,20 @@ impl Exchange {
         }
     }
 
-    /// Asks a single question whose answer is the object or `ENOENT`.
-    pub(super) fn exists(&mut self, question: &Batch) -> Result<bool, NftError> {
+    /// Asks a single question whose answer is an object or `ENOENT`: what `read` makes of the
+    /// object's attributes, or `None`.
+    pub(super) fn object<T>(
+        &mut self,
+        question: &Batch,
+        mut read: impl FnMut(&[u8]) -> Option<T>,
+    ) -> Result<Option<T>, NftError> {
         let mut found = None;
         self.send(question)?;
         self.receive(|message| {
-            found = Some(match answer(message) {
-                None => Ok(true),
-                Some(answer) if answer.errno == Errno::NOENT.raw_os_error() => Ok(false),
-                Some(answer) => Err(answer),
+            found = Some(match (answer(message), message.nf_tables()) {
+                (None, Some((_, _, object))) => Ok(read(object)),
+                (Some(answer), _) if answer.errno != Errno::NOENT.raw_os_error() => Err(answer),
+                _ => Ok(None),
             });
         })?;
         match found {
@@ -192,6 +198,9 @@ fn refused(batch: &Batch, answer: Answer) -> NftError {
     let source = io::Error::from_raw_os_error(answer.errno);
     let step = batch.step(answer.sequence);
     let object = step.map_or("a message", |step| step.object.as_str()).to_owned();
+    if step.is_some_and(|step| does_not_fit(step, answer.errno)) {
+        return NftError::Changed { object, source };
+    }
     let module = step.and_then(|step| missing_module(step, answer.errno, answer.offset));
     if let Some(module) = module {
         return NftError::ModuleMissing { object, module, source };
@@ -201,6 +210,13 @@ fn refused(batch: &Batch, answer: Answer) -> NftError {
         _ => "see `nft list table inet viaduct` and the kernel's log",
     };
     NftError::Refused { object, source, detail: answer.text, mend }
+}
+
+/// Whether the answer means that elements, or the set itself, are not what we made them.
+fn does_not_fit(step: &Step, errno: i32) -> bool {
+    let differs = [Errno::NOENT, Errno::EXIST, Errno::BUSY];
+    matches!(step.kind, Some(message::NEWSETELEM | message::DELSETELEM))
+        && differs.contains(&Errno::from_raw_os_error(errno))
 }
 
 /// The module whose absence the answer to a message means, if it means one. The kernel has asked
@@ -218,6 +234,8 @@ fn missing_module(step: &Step, errno: i32, offset: Option<u32>) -> Option<&'stat
         Some(message::NEWRULE) => Some(match step.expression_at(offset?)? {
             "masq" => "nft_masq",
             "ct" | "notrack" => "nft_ct",
+            "fib" => "nft_fib_inet",
+            "nat" => "nft_nat",
             _ => "nf_tables",
         }),
         _ => None,
@@ -246,7 +264,13 @@ mod tests {
 
     #[test]
     fn an_unknown_expression_names_the_module_that_has_it() {
-        for (name, module) in [("masq", "nft_masq"), ("ct", "nft_ct"), ("cmp", "nf_tables")] {
+        for (name, module) in [
+            ("masq", "nft_masq"),
+            ("ct", "nft_ct"),
+            ("fib", "nft_fib_inet"),
+            ("nat", "nft_nat"),
+            ("cmp", "nf_tables"),
+        ] {
             let error = refused(&batch_with(name), refusal(Errno::NOENT, 1, Some(28)));
             assert!(error.to_string().contains(&format!("modprobe {module}")), "{error}");
             assert!(error.to_string().contains("a rule of chain postrouting"), "{error}");
@@ -270,6 +294,20 @@ mod tests {
     fn a_refused_frame_means_that_nf_tables_is_missing() {
         let error = refused(&batch_with("masq"), refusal(Errno::OPNOTSUPP, 0, None));
         assert!(error.to_string().contains("modprobe nf_tables"), "{error}");
+    }
+
+    #[test]
+    fn elements_that_do_not_fit_are_told_from_other_refusals() {
+        let mut batch = Batch::begin();
+        batch.add(message::DELSETELEM, "the elements of set a".into(), |_| ());
+        batch.add(message::NEWSET, "set b".into(), |_| ());
+        let batch = batch.finish();
+        let error = refused(&batch, refusal(Errno::NOENT, 1, None));
+        assert!(matches!(error, NftError::Changed { .. }), "{error}");
+        for answer in [refusal(Errno::INVAL, 1, None), refusal(Errno::EXIST, 2, None)] {
+            let error = refused(&batch, answer);
+            assert!(matches!(error, NftError::Refused { .. }), "{error}");
+        }
     }
 
     #[test]

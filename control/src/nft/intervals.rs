@@ -11,6 +11,8 @@ pub(super) enum Family {
 }
 
 impl Family {
+    pub(super) const ALL: [Family; 2] = [Family::V4, Family::V6];
+
     /// `NFPROTO_IPV4` or `NFPROTO_IPV6` (include/uapi/linux/netfilter.h).
     pub(super) fn number(self) -> u8 {
         match self {

@@ -1,30 +1,37 @@
 //! The kernel's nf_tables table `inet viaduct`: masquerade for what pods send through the node
-//! port, and what keeps the kernel's NAT whole while the daemon is dead.
+//! port, all host ports, and what keeps the kernel's NAT whole while the daemon is dead.
 //!
 //! The table is written by netlink: executing `nft` would cost 2 to 3 ms each time and a package
 //! on the node. Every write is one nfnetlink batch, which the kernel applies whole or not at all
 //! (include/uapi/linux/netfilter/nfnetlink.h, NFNL_MSG_BATCH_BEGIN), and it names no table but
 //! ours: rules of kube-proxy, of a firewall or of an operator are never changed.
 //!
-//! What the table holds, and why, stands in `ruleset.rs`; `encode.rs` and `expressions.rs` make the
-//! bytes of the messages; `exchange.rs` sends them and reads the answers. `forward.rs` alone looks
-//! at tables of others, for `viaduct doctor`.
+//! What the table holds, and why, stands in `ruleset.rs`, for host ports in `host_ports.rs` and
+//! `host_port_rules.rs`. `encode.rs`, `sets.rs` and `expressions.rs` make the bytes of the
+//! messages; `exchange.rs` sends them and reads the answers. `forward.rs` alone looks at tables of
+//! others, for `viaduct doctor`.
 
+mod conditions;
 mod encode;
 mod exchange;
 mod expressions;
 mod forward;
+mod host_port_rules;
+mod host_ports;
 mod intervals;
 mod monitor;
 mod ruleset;
+mod sets;
 
 use std::io;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use encode::{Batch, message};
 use exchange::Exchange;
 pub use forward::{Accepted, ForwardChain};
+pub use host_ports::HostPortEntry;
 pub use monitor::NftMonitor;
 
 /// Name of the only table that Viaduct writes (family `inet`, so it covers IPv4 and IPv6).
@@ -53,6 +60,24 @@ pub struct NftConfig<'a> {
     /// Worker's end of the node port (`viaduct1`): packets enter the kernel here only while no
     /// worker is alive, and then for the second time.
     pub worker_end: &'a str,
+    /// What the names of pods' host ends begin with (`vd`): pods' packets enter the kernel there
+    /// only while no worker is alive.
+    pub host_ends: &'a str,
+    /// All host ports, no two of the same [`HostPortEntry::host_port`].
+    pub host_ports: Vec<HostPortEntry>,
+    /// Local addresses at which no host port is asked, because they are not the node's: kube-proxy
+    /// in IPVS mode gives those of all Services to a device `kube-ipvs0`.
+    pub not_node: Vec<IpAddr>,
+}
+
+/// What the guard dropped: answers of pods that nobody would have translated while no worker was
+/// alive, and that would have shown a pod's address in place of the node's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Guarded {
+    /// How many packets.
+    pub packets: u64,
+    /// Their IP packets' bytes.
+    pub bytes: u64,
 }
 
 /// Why the table could not be read or written.
@@ -96,6 +121,17 @@ pub enum NftError {
         /// What the operator can do.
         mend: &'static str,
     },
+    /// An element could not be added or removed because the sets are not what we made them.
+    #[error(
+        "{object} of table inet viaduct do not fit what is there ({source}): another process \
+         changed the table; write it anew"
+    )]
+    Changed {
+        /// The elements.
+        object: String,
+        /// What the kernel answered.
+        source: io::Error,
+    },
     /// The kernel took a batch and neither confirmed nor refused it.
     #[error("the kernel did not confirm table inet viaduct; try again")]
     Unconfirmed,
@@ -133,12 +169,70 @@ impl NftTable {
     /// # Errors
     /// Every variant of [`NftError`] but `Socket`; the table is then as it was before.
     pub fn ensure(&mut self, config: &NftConfig<'_>) -> Result<(), NftError> {
-        for name in [config.node_port, config.worker_end] {
+        for name in [config.node_port, config.worker_end, config.host_ends] {
             if name.is_empty() || name.len() > IFNAME_LEN_MAX || name.contains('\0') {
                 return Err(NftError::InterfaceName { name: name.to_owned() });
             }
         }
-        self.exchange.apply(&ruleset::replacement(config))
+        // The counter goes with the table, so it is carried over. What is dropped between the two
+        // steps is not counted.
+        let guarded = self.guarded()?;
+        self.exchange.apply(&ruleset::replacement(config, guarded))
+    }
+
+    /// Adds host ports to what [`NftTable::ensure`] wrote, in one atomic batch whose size depends
+    /// on these alone. One that is there already is no error.
+    ///
+    /// # Errors
+    /// [`NftError::Changed`] if the table is not there, or one of these leads elsewhere: call
+    /// `ensure` then. [`NftError::Exchange`], [`NftError::Refused`], [`NftError::Unconfirmed`].
+    /// None of them is added then.
+    pub fn add_host_ports(&mut self, entries: &[HostPortEntry]) -> Result<(), NftError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        self.exchange.apply(&host_ports::addition(entries))
+    }
+
+    /// Takes host ports away, in one atomic batch whose size depends on these alone. `remaining`
+    /// says of one of them whether another host port still leads to the same port of the pod; if
+    /// so, the guard and the masquerade of that port stay. Connections that exist keep the
+    /// translation they have.
+    ///
+    /// # Errors
+    /// [`NftError::Changed`] if one of them is not there: call [`NftTable::ensure`] then. Else as
+    /// [`NftTable::add_host_ports`]. None of them is gone then.
+    pub fn remove_host_ports(
+        &mut self,
+        gone: &[HostPortEntry],
+        remaining: impl Fn(&HostPortEntry) -> bool,
+    ) -> Result<(), NftError> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.exchange.apply(&host_ports::removal(gone, remaining))
+    }
+
+    /// Follows [`NftConfig::not_node`]: `came` joined it, `went` left it.
+    ///
+    /// # Errors
+    /// As [`NftTable::remove_host_ports`].
+    pub fn change_not_node(&mut self, came: &[IpAddr], went: &[IpAddr]) -> Result<(), NftError> {
+        if came.is_empty() && went.is_empty() {
+            return Ok(());
+        }
+        self.exchange.apply(&host_ports::not_node_change(came, went))
+    }
+
+    /// What the guard has dropped since the table was first written in this boot, or since
+    /// somebody else removed it; zero if there is no table.
+    ///
+    /// # Errors
+    /// [`NftError::Exchange`], [`NftError::Refused`] or [`NftError::Unconfirmed`].
+    pub fn guarded(&mut self) -> Result<Guarded, NftError> {
+        let question = ruleset::counter_question(host_port_rules::GUARDED);
+        let answer = self.exchange.object(&question, ruleset::counted)?;
+        Ok(answer.unwrap_or_default())
     }
 
     /// Removes the table. It is no error if there is none.
@@ -157,7 +251,7 @@ impl NftTable {
         let question = Batch::single(message::GETTABLE, "the presence", |attributes| {
             attributes.text(encode::TABLE_NAME, TABLE);
         });
-        self.exchange.exists(&question)
+        Ok(self.exchange.object(&question, |_| Some(()))?.is_some())
     }
 
     /// The chains of everybody that drop forwarded packets unless a rule takes them, with the rules

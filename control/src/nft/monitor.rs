@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
 use super::encode::{FAMILY_INET, Received, TABLE_NAME, attributes, messages};
 use super::exchange::{RECEIVE_BUFFER_BYTES, socket_error};
@@ -13,6 +14,11 @@ use super::{NftError, TABLE};
 
 /// `NFNLGRP_NFTABLES` (include/uapi/linux/netfilter/nfnetlink.h): every committed change.
 const GROUP_NFTABLES: u32 = 7;
+/// Room for changes that were not read yet. Writing the whole table announces each element of it,
+/// to ourselves too, some 150 bytes each: this holds those of 65,536 host ports. Were they lost,
+/// they would count as somebody's change, and the table would be written again for ever. Memory is
+/// taken only while they wait.
+const RECEIVE_QUEUE_BYTES: usize = 64 << 20;
 
 /// A subscription to changes of nf_tables, reduced to those of our table by others. Made by
 /// [`super::NftTable::monitor`].
@@ -74,6 +80,7 @@ fn subscribe() -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     socket.set_non_blocking(true)?;
+    set_socket_recv_buffer_size_force(&socket, RECEIVE_QUEUE_BYTES)?;
     socket.add_membership(GROUP_NFTABLES)?;
     Ok(socket)
 }

@@ -5,10 +5,12 @@
 //! set direct4, direct6    what pods reach with their own address
 //! chain prerouting        filter, priority -450 (before defragmentation and conntrack)
 //!   1. from viaduct1: notrack
-//! chain postrouting       nat, priority 100 (srcnat)
+//! chain postrouting       nat, priority 100 (srcnat), after the rules for host ports
 //!   2. from pods, destination translated: masquerade
 //!   3. from pods, not to direct, not through viaduct0: masquerade      (if configured)
 //! ```
+//!
+//! What host ports need is in `host_ports.rs` (sets) and `host_port_rules.rs` (rules 4 to 14).
 //!
 //! **Rule 1.** While a worker lives, no packet enters the kernel by `viaduct1`. When none does, a
 //! packet for a local pod leaves by `viaduct0`, comes out of `viaduct1` and passes the kernel a
@@ -29,64 +31,62 @@
 //! **Never translated**: pod to pod (`direct`, or through `viaduct0`), pod to node (such packets do
 //! not pass postrouting), node to pod (the source is no pod), and packets on their second pass.
 
-use super::encode::{Attributes, Batch, TABLE_NAME, message};
-use super::expressions::{
-    Address, DATA_VALUE, Expression, Membership, address_in, came_in_on,
-    destination_was_translated, does_not_leave_by, family_is,
+use super::conditions::{
+    came_in_on, destination_was_translated, does_not_leave_by, family_is, in_set, not_in_set,
 };
-use super::intervals::{Family, Interval, difference, union};
-use super::{NftConfig, TABLE};
+use super::encode::{Batch, TABLE_NAME, attributes, message};
+use super::expressions::{End, Expression, Field, OBJECT_COUNTER};
+use super::host_port_rules::{self, Devices, GUARDED};
+use super::intervals::{Family, difference, union};
+use super::{Guarded, NftConfig, TABLE, host_ports, sets};
 
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 const PODS: &str = "pods";
 const DIRECT: &str = "direct";
 
-/// `NFT_SET_INTERVAL`: elements come in pairs, where an interval begins and where it has ended.
-const SET_INTERVAL: u32 = 0x4;
-/// `NFT_SET_ELEM_INTERVAL_END`: the first key that is no longer inside.
-const ELEMENT_INTERVAL_END: u32 = 0x1;
-/// Intervals in one message. An interval takes at most 80 bytes (IPv6), and the list is one
-/// attribute, whose length is a 16-bit number.
-const INTERVALS_PER_MESSAGE: usize = 512;
-
 /// A chain that the kernel itself calls.
-struct Chain {
-    name: &'static str,
+pub(super) struct Chain {
+    pub(super) name: &'static str,
     /// `filter` or `nat`.
-    kind: &'static str,
+    pub(super) kind: &'static str,
     /// Hook number (include/uapi/linux/netfilter.h, `enum nf_inet_hooks`).
-    hook: u32,
-    priority: i32,
+    pub(super) hook: u32,
+    pub(super) priority: i32,
 }
 
 /// Decides which packets conntrack sees: its priority is `NF_IP_PRI_RAW_BEFORE_DEFRAG`.
-const PREROUTING: Chain = Chain { name: "prerouting", kind: "filter", hook: 0, priority: -450 };
+pub(super) const PREROUTING: Chain =
+    Chain { name: "prerouting", kind: "filter", hook: 0, priority: -450 };
 /// Translates sources: its priority is `NF_IP_PRI_NAT_SRC`, that of all masquerading.
-const POSTROUTING: Chain = Chain { name: "postrouting", kind: "nat", hook: 4, priority: 100 };
+pub(super) const POSTROUTING: Chain =
+    Chain { name: "postrouting", kind: "nat", hook: 4, priority: 100 };
 
 /// A rule: what `nft list` shows beside it, and its steps.
-struct Rule {
-    chain: &'static str,
-    comment: &'static str,
-    expressions: Vec<Expression>,
+pub(super) struct Rule {
+    pub(super) chain: &'static str,
+    pub(super) comment: &'static str,
+    pub(super) expressions: Vec<Expression>,
 }
 
-/// The batch that makes the table what `config` asks for, whatever it is now.
-pub(super) fn replacement(config: &NftConfig<'_>) -> Batch {
+/// The batch that makes the table what `config` asks for, whatever it is now. The guard's counter
+/// goes on from `guarded`.
+pub(super) fn replacement(config: &NftConfig<'_>, guarded: Guarded) -> Batch {
     let mut batch = Batch::begin();
     clear(&mut batch);
     table(&mut batch, message::NEWTABLE, "the table");
     let mut set_id = 0;
-    for family in FAMILIES {
+    for family in Family::ALL {
         let pods = union(family, &config.pod_cidrs);
         let direct = difference(&union(family, &config.direct), &union(family, &config.kernel));
         for (name, intervals) in [(PODS, pods), (DIRECT, direct)] {
             set_id += 1;
-            set(&mut batch, set_id, family, &set_name(name, family), &intervals);
+            let name = set_name(name, family);
+            sets::make_of_intervals(&mut batch, set_id, family, &name, &intervals);
         }
     }
-    for definition in [PREROUTING, POSTROUTING] {
-        chain(&mut batch, &definition);
+    host_ports::make(&mut batch, set_id + 1, &config.host_ports, &config.not_node);
+    counter(&mut batch, GUARDED, guarded);
+    for definition in [PREROUTING, POSTROUTING].iter().chain(&host_port_rules::CHAINS) {
+        chain(&mut batch, definition);
     }
     for definition in rules(config) {
         rule(&mut batch, &definition);
@@ -105,37 +105,34 @@ fn rules(config: &NftConfig<'_>) -> Vec<Rule> {
     let mut rules = vec![Rule {
         chain: PREROUTING.name,
         comment: "second pass while no worker is alive",
-        expressions: [&came_in_on(config.worker_end)[..], &[Expression::Untrack]].concat(),
+        expressions: [came_in_on(config.worker_end), vec![Expression::Untrack]].concat(),
     }];
-    for family in FAMILIES {
-        let pods = address_in(family, Address::Source, Membership::In, set_name(PODS, family));
-        rules.push(Rule {
-            chain: POSTROUTING.name,
-            comment: "the reply has to pass the node again",
-            expressions: [
-                &family_is(family)[..],
-                &pods,
-                &destination_was_translated(),
-                &[Expression::Counter, Expression::Masquerade],
-            ]
-            .concat(),
-        });
-        if !config.masquerade {
-            continue;
-        }
-        let elsewhere = set_name(DIRECT, family);
-        rules.push(Rule {
-            chain: POSTROUTING.name,
-            comment: "pods leave the pod network",
-            expressions: [
-                &family_is(family)[..],
-                &pods,
-                &address_in(family, Address::Destination, Membership::NotIn, elsewhere),
-                &does_not_leave_by(config.node_port),
-                &[Expression::Counter, Expression::Masquerade],
-            ]
-            .concat(),
-        });
+    let devices = Devices { node_port: config.node_port, host_ends: config.host_ends };
+    rules.extend(host_port_rules::before_routing(&devices));
+    rules.extend(host_port_rules::after_routing());
+    for family in Family::ALL {
+        rules.extend(masquerade(config, family));
+    }
+    rules
+}
+
+/// Rules 2 and 3.
+fn masquerade(config: &NftConfig<'_>, family: Family) -> Vec<Rule> {
+    let [source, destination] =
+        [End::Source, End::Destination].map(|end| [Field::Address(family, end)]);
+    let pods = [family_is(family), in_set(&source, set_name(PODS, family))].concat();
+    let action = vec![Expression::Counter, Expression::Masquerade];
+    let rule = |comment, conditions: Vec<Expression>| Rule {
+        chain: POSTROUTING.name,
+        comment,
+        expressions: [pods.clone(), conditions, action.clone()].concat(),
+    };
+    let mut rules =
+        vec![rule("the reply has to pass the node again", destination_was_translated())];
+    if config.masquerade {
+        let elsewhere = not_in_set(&destination, set_name(DIRECT, family));
+        let outwards = does_not_leave_by(config.node_port);
+        rules.push(rule("pods leave the pod network", [elsewhere, outwards].concat()));
     }
     rules
 }
@@ -186,41 +183,37 @@ fn comment(text: &str) -> Vec<u8> {
     [&[0, len], text.as_bytes(), &[0]].concat()
 }
 
-fn set(batch: &mut Batch, id: u32, family: Family, name: &str, intervals: &[Interval]) {
-    batch.add(message::NEWSET, format!("interval set {name}"), |attributes| {
+/// A counter that rules share, with what it has counted before.
+fn counter(batch: &mut Batch, name: &str, counted: Guarded) {
+    batch.add(message::NEWOBJ, format!("counter {name}"), |attributes| {
         attributes.text(TABLE_NAME, TABLE);
-        attributes.text(2, name); // NFTA_SET_NAME
-        attributes.number(3, SET_INTERVAL); // NFTA_SET_FLAGS
-        attributes.number(4, family.key_type()); // NFTA_SET_KEY_TYPE
-        attributes.number(5, family.address_len()); // NFTA_SET_KEY_LEN
-        attributes.number(10, id); // NFTA_SET_ID: unique in the batch
+        attributes.text(2, name); // NFTA_OBJ_NAME
+        attributes.number(3, OBJECT_COUNTER); // NFTA_OBJ_TYPE
+        attributes.nested(4, |data| {
+            data.raw(1, &counted.bytes.to_be_bytes()); // NFTA_COUNTER_BYTES
+            data.raw(2, &counted.packets.to_be_bytes()); // NFTA_COUNTER_PACKETS
+        }); // NFTA_OBJ_DATA
     });
-    for part in intervals.chunks(INTERVALS_PER_MESSAGE) {
-        batch.add(message::NEWSETELEM, format!("the elements of set {name}"), |attributes| {
-            attributes.text(TABLE_NAME, TABLE);
-            attributes.text(2, name); // NFTA_SET_ELEM_LIST_SET
-            attributes.nested(3, |list| {
-                for interval in part {
-                    elements(list, family, interval);
-                }
-            }); // NFTA_SET_ELEM_LIST_ELEMENTS
-        });
-    }
 }
 
-/// An interval is its first key and, unless it reaches the end of the family, the key after its
-/// last one, marked as an end.
-fn elements(list: &mut Attributes, family: Family, interval: &Interval) {
-    let key = |element: &mut Attributes, address: u128| {
-        element.nested(1, |key| key.raw(DATA_VALUE, &family.address_bytes(address)));
-    }; // NFTA_SET_ELEM_KEY
-    list.nested(1, |element| key(element, interval.first)); // NFTA_LIST_ELEM
-    if let Some(end) = interval.end(family) {
-        list.nested(1, |element| {
-            key(element, end);
-            element.number(3, ELEMENT_INTERVAL_END); // NFTA_SET_ELEM_FLAGS
-        });
-    }
+/// The question for that counter.
+pub(super) fn counter_question(name: &str) -> Batch {
+    Batch::single(message::GETOBJ, "the guard's counter", |attributes| {
+        attributes.text(TABLE_NAME, TABLE);
+        attributes.text(2, name); // NFTA_OBJ_NAME
+        attributes.number(3, OBJECT_COUNTER); // NFTA_OBJ_TYPE
+    })
+}
+
+/// What an answer to [`counter_question`] says, from its attributes.
+pub(super) fn counted(object: &[u8]) -> Option<Guarded> {
+    let attribute = |bytes, wanted| {
+        let mut all = attributes(bytes);
+        all.find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+    };
+    let data = attribute(object, 4)?; // NFTA_OBJ_DATA
+    let number = |kind| Some(u64::from_be_bytes(attribute(data, kind)?.try_into().ok()?));
+    Some(Guarded { bytes: number(1)?, packets: number(2)? })
 }
 
 #[cfg(test)]
@@ -240,7 +233,14 @@ mod tests {
             masquerade: true,
             node_port: "viaduct0",
             worker_end: "viaduct1",
+            host_ends: "vd",
+            host_ports: vec![],
+            not_node: vec![],
         }
+    }
+
+    fn replacement(config: &NftConfig<'_>) -> Batch {
+        super::replacement(config, Guarded::default())
     }
 
     /// Message types of a batch, without its frame.
@@ -253,17 +253,18 @@ mod tests {
     fn a_replacement_makes_removes_and_makes_the_table_before_anything_else() {
         let kinds = kinds(&replacement(&config(vec!["10.0.0.0/24".parse().unwrap()])));
         assert_eq!(kinds[..3], [message::NEWTABLE, message::DELTABLE, message::NEWTABLE]);
-        assert_eq!(kinds.iter().filter(|kind| **kind == message::NEWRULE).count(), 5);
+        assert_eq!(kinds.iter().filter(|kind| **kind == message::NEWRULE).count(), 30);
     }
 
     #[test]
     fn without_masquerade_only_translated_connections_are_masqueraded() {
         let mut config = config(vec![]);
         config.masquerade = false;
-        let rules = rules(&config);
-        assert_eq!(rules.len(), 3);
-        for rule in &rules[1..] {
-            assert!(rule.expressions.contains(&Expression::LoadConnectionStatus));
+        for family in Family::ALL {
+            let rules = masquerade(&config, family);
+            assert_eq!(rules.len(), 1);
+            let status = Expression::Load(Field::ConnectionStatus, 0);
+            assert!(rules[0].expressions.contains(&status));
         }
     }
 

@@ -36,6 +36,11 @@ pub struct Status {
     pub fallback_pods: u32,
     /// Number of routes.
     pub routes: u32,
+    /// Ports of the node that lead to pods: as many as `viaduct hostports` has rows.
+    pub host_ports: u32,
+    /// Packets of pods' mapped ports that the kernel's guard dropped while no worker was there;
+    /// `None` if the kernel does not tell.
+    pub guard_dropped: Option<u64>,
     /// What became of the packets that no worker took.
     pub fallback_packets: FallbackCounts,
     /// Every worker, by number.

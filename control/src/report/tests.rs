@@ -3,14 +3,24 @@
 use serde_json::json;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
+use cni_bridge::protocol::PortProtocol;
+use dataplane::conntrack::{
+    Endpoint, FlowCounters, FlowKey, FlowTable, HashSeed, NewFlow, Records, Replies, Signal,
+    Source, TableParts, Transport,
+};
 use dataplane::counters::{DirectionCounters, WorkerCounters};
 use dataplane::drop::DropReason;
+use dataplane::port::PortId;
+use dataplane::xsk::words::Words;
 
 use super::*;
 use crate::metrics::{Operation, Outcome};
+use crate::state::{HostPortAddress, HostPortRecord};
 
 fn direction(packets: u64, bytes: u64, drops: &[(&str, u64)]) -> DirectionRow {
     DirectionRow {
@@ -41,6 +51,17 @@ fn worker(id: u16, received: u64, dropped: u64) -> WorkerRow {
             port_down: u64::from(id),
             crossed_in: 15,
             crossed_out: 30,
+        },
+        flows: FlowsRow {
+            entries: 3,
+            room: 524_288,
+            opened: 40,
+            expired: 30,
+            evicted: 7,
+            refused_quota: 6,
+            refused_full: 5,
+            refused_port: 4,
+            icmp_errors: 2,
         },
     }
 }
@@ -115,6 +136,8 @@ pub(crate) fn sample() -> Report {
         pods: 3,
         fallback_pods: 1,
         routes: 5,
+        host_ports: 2,
+        guard_dropped: Some(11),
         fallback_packets: [("passed", 120), ("unknown_port", 3), ("arp", 0), ("source_mac", 9)]
             .into_iter()
             .collect(),
@@ -168,6 +191,56 @@ pub(crate) fn sample_routes() -> Vec<RouteRow> {
         route("0.0.0.0/0", Some("169.254.1.1"), "viaduct1", Some(0), "node"),
         route("fd00:10:244:1::5/128", None, "vdcart-7d9f", Some(1), "pod"),
     ]
+}
+
+/// Host ports of both kinds.
+pub(crate) fn sample_host_ports() -> Vec<HostPortRow> {
+    let id = "0123456789abcdef0123456789abcdef";
+    let row = |record| HostPortRow::new(&record, id, "eth0");
+    let any = HostPortRecord {
+        transport: PortProtocol::Tcp,
+        address: HostPortAddress::AnyV4,
+        port: 8080,
+        serving: ip("10.244.1.5"),
+        container_port: 80,
+    };
+    let one = HostPortRecord {
+        transport: PortProtocol::Udp,
+        address: HostPortAddress::One(ip("2001:db8::1")),
+        port: 53,
+        serving: ip("fd00:10:244:1::5"),
+        container_port: 5353,
+    };
+    vec![row(any), row(one)]
+}
+
+/// A flow as it is listed: a client beyond, and the pod that asks itself.
+pub(crate) fn sample_flows() -> Vec<FlowRow> {
+    let row = |src: &str, nat_src: &str, state: &str, replies: &str| FlowRow {
+        protocol: "tcp".to_owned(),
+        src: ip(src),
+        sport: 40_000,
+        dst: ip("192.0.2.1"),
+        dport: 8080,
+        nat_src: ip(nat_src),
+        nat_sport: 40_000,
+        nat_dst: ip("10.244.1.5"),
+        nat_dport: 80,
+        state: state.to_owned(),
+        replies: replies.to_owned(),
+        idle_s: 61,
+        worker: 1,
+        container_id: "0123456789abcdef0123456789abcdef".to_owned(),
+        ifname: "eth0".to_owned(),
+    };
+    vec![
+        row("198.51.100.9", "198.51.100.9", "established", "route"),
+        row("10.244.1.5", "192.0.2.1", "opening", "route"),
+    ]
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
 }
 
 fn keys(value: &serde_json::Value) -> Vec<&str> {
@@ -355,4 +428,59 @@ fn a_pod_is_called_by_what_its_runtime_tells_of_it() {
     assert_eq!(titled("", "web-0"), "web-0", "podman gives a name and no namespace");
     assert_eq!(titled("", ""), "0123456789ab");
     assert_eq!(titled("shop", ""), "0123456789ab");
+}
+
+#[test]
+fn host_ports_have_the_keys_of_the_contract_and_any_address_is_the_unspecified_one() {
+    let rows = sample_host_ports();
+    let expected = json!({
+        "host_ip": "0.0.0.0", "host_port": 8080, "protocol": "tcp", "container_ip": "10.244.1.5",
+        "container_port": 80, "container_id": "0123456789abcdef0123456789abcdef",
+        "ifname": "eth0",
+    });
+    assert_eq!(serde_json::to_value(&rows[0]).expect("a row is JSON"), expected);
+    let any = HostPortRecord {
+        transport: PortProtocol::Sctp,
+        address: HostPortAddress::AnyV6,
+        port: 9,
+        serving: ip("fd00::5"),
+        container_port: 9,
+    };
+    let row = HostPortRow::new(&any, "c", "eth0");
+    assert_eq!((row.host_ip, row.protocol.as_str()), (ip("::"), "sctp"));
+    assert_eq!(rows[1].host_ip, ip("2001:db8::1"));
+}
+
+#[test]
+fn flows_have_the_keys_of_the_contract() {
+    let end = |address: &str, port| Endpoint { address: ip(address), port };
+    let parts = || TableParts {
+        records: Records::format(Arc::new(Words::anonymous(Records::words(4)).unwrap()), [1, 2]),
+        flows_per_owner: 4,
+        source_ports: 1024..=65535,
+        seed: HashSeed([1, 2]),
+        counters: Arc::default(),
+    };
+    let mut table = FlowTable::new(parts());
+    table.admit_owner(PortId(200), 1);
+    let asked = end("192.0.2.1", 8080);
+    let original =
+        FlowKey { transport: Transport::Udp, src: end("10.244.1.5", 40_000), dst: asked };
+    let (serving, source) = (end("10.244.1.5", 80), Source::Asked);
+    let replies = Replies::ByNode;
+    let new = NewFlow { owner: PortId(200), original, serving, source, replies };
+    table.open(&new, &Signal::Udp, 9_000_000_000).expect("there is room");
+    let flow = table.records().iter().next().expect("it is there");
+    let row = FlowRow::new(&flow, 3, 70, "c", "eth0");
+    let expected = json!({
+        "protocol": "udp", "src": "10.244.1.5", "sport": 40_000, "dst": "192.0.2.1", "dport": 8080,
+        "nat_src": "192.0.2.1", "nat_sport": 40_000, "nat_dst": "10.244.1.5", "nat_dport": 80,
+        "state": "unanswered", "replies": "node", "idle_s": 61, "worker": 3,
+        "container_id": "c", "ifname": "eth0",
+    });
+    assert_eq!(serde_json::to_value(row).expect("a row is JSON"), expected);
+    let counters = FlowCounters::default();
+    counters.refused_quota.add(2);
+    let row = FlowsRow::read(&counters, 4, 5);
+    assert_eq!((row.room, row.refused_quota, row.icmp_errors, row.entries), (4, 2, 5, 0));
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 use dataplane::counters::WorkerCounters;
 use serde::{Deserialize, Serialize};
 
+use super::FlowsRow;
+
 /// One worker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -27,6 +29,8 @@ pub struct WorkerRow {
     pub frames: FramesRow,
     /// What became of its packets, since it started.
     pub packets: PacketsRow,
+    /// What it remembers of connections with its pods' host ports.
+    pub flows: FlowsRow,
 }
 
 /// Where a worker's frames are.

@@ -25,6 +25,23 @@ where
     R: Serialize,
     I: Iterator<Item = (K, R)>,
 {
+    let all = |after| rows(after).map(|(key, row)| (key, Some(row)));
+    sieved_page(after, usize::MAX, all)
+}
+
+/// As [`page`], for a listing of which few rows may be asked for: those that are not stand as
+/// `None`. The page ends after `most` rows of either kind, so that the control thread is not busy
+/// for longer; it may be without rows then, with more behind it.
+pub fn sieved_page<K, R, I>(
+    after: Option<&str>,
+    most: usize,
+    rows: impl FnOnce(Option<K>) -> I,
+) -> Reply
+where
+    K: Serialize + DeserializeOwned,
+    R: Serialize,
+    I: Iterator<Item = (K, Option<R>)>,
+{
     let after = match after.map(serde_json::from_str).transpose() {
         Ok(after) => after,
         Err(error) => {
@@ -35,7 +52,14 @@ where
     let mut left = PAGE_BYTES_MAX;
     let mut page = Vec::new();
     let mut last = String::new();
-    for (key, row) in rows(after) {
+    for (looked_at, (key, row)) in (1..).zip(rows(after)) {
+        let Some(row) = row else {
+            if looked_at >= most {
+                let next = serde_json::to_string(&key).expect("keys are made of numbers");
+                return Reply::Page { rows: page, next };
+            }
+            continue;
+        };
         let row = serde_json::to_value(row).expect("rows have string keys and finite numbers");
         let next = serde_json::to_string(&key).expect("keys are made of numbers and strings");
         // This row may be the page's last, and with it a comma or the end of the page.
@@ -46,6 +70,9 @@ where
         left = left.saturating_sub(needed);
         page.push(row);
         last = next;
+        if looked_at >= most {
+            return Reply::Page { rows: page, next: last };
+        }
     }
     Reply::Listing(page.into())
 }

@@ -1,5 +1,6 @@
 use std::collections::HashSet;
 
+use cni_bridge::protocol::{PortMapping, PortProtocol};
 use proptest::prelude::*;
 
 use super::*;
@@ -34,7 +35,28 @@ fn pod(id: u8, addresses: &[u8]) -> NewPod {
         pod_namespace: "default".to_owned(),
         pod_name: format!("pod-{id}"),
         fallback: Fallback::Pass,
+        host_ports: Vec::new(),
+        masquerade: MasqueradeWish::Itself,
     }
+}
+
+fn mapping(host_ip: &str, host_port: u16) -> PortMapping {
+    PortMapping {
+        host_ip: (!host_ip.is_empty()).then(|| host_ip.parse().unwrap()),
+        host_port,
+        container_port: 80,
+        protocol: PortProtocol::Tcp,
+    }
+}
+
+/// A pod with one address, and these host ports.
+fn mapped(id: u8, mappings: &[PortMapping]) -> NewPod {
+    let new = pod(id, &[id]);
+    NewPod { host_ports: host_ports_of(mappings, &new.addresses).unwrap(), ..new }
+}
+
+fn any_v4(port: u16) -> HostPortKey {
+    HostPortKey { transport: PortProtocol::Tcp, address: HostPortAddress::AnyV4, port }
 }
 
 fn add(state: &mut State, id: u8) -> PodRecord {
@@ -201,6 +223,218 @@ fn a_record_without_a_field_of_a_newer_release_is_not_needed_and_an_unknown_fiel
     assert_eq!(serde_json::from_value::<PodRecord>(json).unwrap(), record);
 }
 
+#[test]
+fn a_host_port_of_another_pod_is_refused_with_its_owner() {
+    let mut state = State::new(LIMITS);
+    state.apply(Change::Add(mapped(1, &[mapping("", 8080), mapping("192.0.2.1", 81)]))).unwrap();
+    for (wish, key) in [
+        (mapping("", 8080), any_v4(8080)),
+        (mapping("0.0.0.0", 8080), any_v4(8080)),
+        (
+            mapping("192.0.2.1", 81),
+            HostPortKey {
+                address: HostPortAddress::One("192.0.2.1".parse().unwrap()),
+                ..any_v4(81)
+            },
+        ),
+    ] {
+        let before = state.clone();
+        let new = mapped(2, &[mapping("", 7), wish]);
+        let early = state.admit_host_ports(&new.host_ports).unwrap_err();
+        let refused = state.apply(Change::Add(new)).unwrap_err();
+        assert_eq!(early, refused, "known before the kernel is touched");
+        assert_eq!(refused.cni_code(), 101);
+        let StateError::HostPortTaken { host_port, owner, .. } = &refused else {
+            panic!("{refused}")
+        };
+        assert_eq!((host_port, owner), (&key, &attachment(1)));
+        let sentence = refused.to_string();
+        for part in [&key.port.to_string(), "tcp", "pod default/pod-1", "container c1"] {
+            assert!(sentence.contains(part), "{sentence}");
+        }
+        assert!(state.pods().eq(before.pods()));
+        assert!(state.pod_by_host_port(&any_v4(7)).is_none(), "nothing of it stays");
+    }
+}
+
+#[test]
+fn a_single_address_beside_all_and_another_protocol_are_no_conflict() {
+    let mut state = State::new(LIMITS);
+    let udp = PortMapping { protocol: PortProtocol::Udp, ..mapping("", 8080) };
+    for (id, wish) in [
+        (1, mapping("", 8080)),
+        (2, mapping("192.0.2.1", 8080)),
+        (3, mapping("192.0.2.2", 8080)),
+        (4, udp),
+        (5, mapping("", 8081)),
+    ] {
+        state.apply(Change::Add(mapped(id, &[wish]))).unwrap();
+    }
+    let owners: Vec<&str> =
+        state.host_ports_after(None).map(|(pod, _)| pod.attachment.container_id.as_str()).collect();
+    assert_eq!(owners, ["c2", "c3", "c1", "c5", "c4"], "tcp first, then single addresses");
+}
+
+#[test]
+fn a_port_of_both_protocols_is_freed_as_two_and_given_to_two_others() {
+    let mut state = State::new(LIMITS);
+    let udp = PortMapping { protocol: PortProtocol::Udp, ..mapping("", 53) };
+    state.apply(Change::Add(mapped(1, &[mapping("", 53), udp]))).unwrap();
+    state.apply(Change::Remove(attachment(1))).unwrap();
+    assert_eq!(state.host_ports_after(None).count(), 0);
+    state.apply(Change::Add(mapped(2, &[udp]))).unwrap();
+    state.apply(Change::Add(mapped(3, &[mapping("", 53)]))).unwrap();
+    let owner = |transport| state.pod_by_host_port(&HostPortKey { transport, ..any_v4(53) });
+    assert_eq!(owner(PortProtocol::Udp).unwrap().attachment, attachment(2));
+    assert_eq!(owner(PortProtocol::Tcp).unwrap().attachment, attachment(3));
+}
+
+#[test]
+fn host_ports_go_with_their_attachment_and_a_late_removal_of_an_older_one_takes_none() {
+    let mut state = State::new(LIMITS);
+    let wish = [mapping("", 8080)];
+    state.apply(Change::Add(mapped(1, &wish))).unwrap();
+    // A second sandbox of the same pod asks while the first is there, and when it is not.
+    assert!(state.apply(Change::Add(mapped(2, &wish))).is_err());
+    state.apply(Change::Remove(attachment(1))).unwrap();
+    state.apply(Change::Add(mapped(2, &wish))).unwrap();
+    assert_eq!(state.apply(Change::Remove(attachment(1))), Ok(Effect::Unchanged));
+    assert_eq!(state.pod_by_host_port(&any_v4(8080)).unwrap().attachment, attachment(2));
+    // GC knows attachments only.
+    let request = GcRequest { network: "even".to_owned(), valid: Vec::new() };
+    for stale in state.stale(&request) {
+        state.apply(Change::Remove(stale)).unwrap();
+    }
+    assert!(state.pod_by_host_port(&any_v4(8080)).is_none());
+}
+
+#[test]
+fn host_ports_are_restored_with_their_pod_wherever_its_slot_is() {
+    let mut before = State::new(LIMITS);
+    let wish = [mapping("", 8080), mapping("192.0.2.1", 8080)];
+    let masquerade = MasqueradeWish::Everybody;
+    let mut new = NewPod { masquerade, ..mapped(1, &wish) };
+    new.host_ports.reverse();
+    before.apply(Change::Add(new)).unwrap();
+    let json = serde_json::to_string(before.pod(&attachment(1)).unwrap()).unwrap();
+    let mut record: PodRecord = serde_json::from_str(&json).unwrap();
+    assert_eq!(Some(&record), before.pod(&attachment(1)));
+    // Of a daemon with more slots, and in another order.
+    record.slot = 99;
+    record.host_ports.reverse();
+    let mut after = State::new(LIMITS);
+    after.apply(Change::Restore(record)).unwrap();
+    assert!(
+        after
+            .host_ports_after(None)
+            .map(|(_, r)| r.key())
+            .eq(before.host_ports_after(None).map(|(_, record)| record.key()))
+    );
+    let owner = after.pod_by_host_port(&any_v4(8080)).unwrap();
+    assert_eq!((owner.slot, owner.masquerade), (0, MasqueradeWish::Everybody));
+    assert!(after.apply(Change::Add(mapped(2, &wish[..1]))).is_err());
+}
+
+#[test]
+fn a_record_of_a_release_without_host_ports_has_none_and_is_written_as_it_was() {
+    let record = add(&mut State::new(LIMITS), 1);
+    let mut json = serde_json::to_value(&record).unwrap();
+    assert!(json.get("host_ports").is_none());
+    assert_eq!(json.as_object_mut().unwrap().remove("masquerade"), Some("itself".into()));
+    assert_eq!(serde_json::from_value::<PodRecord>(json).unwrap(), record);
+}
+
+#[test]
+fn the_journal_form_of_a_host_port_does_not_change() {
+    let wish = [mapping("", 8080), mapping("192.0.2.1", 81)];
+    let json = serde_json::to_value(&mapped(7, &wish).host_ports).unwrap();
+    let golden = serde_json::json!([
+        {"transport": "tcp", "address": {"one": "192.0.2.1"}, "port": 81, "serving": "10.0.0.7",
+         "container_port": 80},
+        {"transport": "tcp", "address": "any_v4", "port": 8080, "serving": "10.0.0.7",
+         "container_port": 80},
+    ]);
+    assert_eq!(json, golden);
+    let v6 = serde_json::json!("any_v6");
+    assert_eq!(serde_json::to_value(HostPortAddress::AnyV6).unwrap(), v6);
+}
+
+#[test]
+fn a_restored_record_whose_host_ports_cannot_be_is_refused_and_not_indexed() {
+    let wish = [mapping("", 8080), mapping("192.0.2.1", 8080)];
+    let sound = mapped(1, &wish).at_home(0, 0, 1);
+    let spoil = |spoil: &dyn Fn(&mut HostPortRecord)| {
+        let mut record = sound.clone();
+        spoil(&mut record.host_ports[0]);
+        record
+    };
+    let twice = PodRecord {
+        host_ports: [&sound.host_ports[..], &sound.host_ports[..]].concat(),
+        ..sound.clone()
+    };
+    for record in [
+        spoil(&|host_port| host_port.port = 0),
+        spoil(&|host_port| host_port.container_port = 0),
+        spoil(&|host_port| host_port.serving = "10.0.0.9".parse().unwrap()),
+        spoil(&|host_port| host_port.address = HostPortAddress::AnyV6),
+        twice,
+    ] {
+        let mut state = State::new(LIMITS);
+        let refused = state.apply(Change::Restore(record)).unwrap_err();
+        assert_eq!(refused.cni_code(), 7, "{refused}");
+        assert_eq!(state.host_ports_after(None).count(), 0);
+    }
+    assert!(State::new(LIMITS).apply(Change::Restore(sound)).is_ok());
+}
+
+#[test]
+fn a_node_has_room_for_65_536_host_ports_and_says_how_many_are_in_use() {
+    let range = |host_ip: &str, ports: std::ops::RangeInclusive<u16>| {
+        ports.map(|port| mapping(host_ip, port)).collect::<Vec<_>>()
+    };
+    let mut state = State::new(LIMITS);
+    state.apply(Change::Add(mapped(1, &range("", 1..=65_535)))).unwrap();
+    let two = mapped(2, &range("192.0.2.1", 1..=2));
+    let refused = state.apply(Change::Add(two)).unwrap_err();
+    assert_eq!(refused, StateError::NoHostPorts { found: 2, used: 65_535 });
+    assert_eq!(refused.cni_code(), 50);
+    let one = mapped(2, &range("192.0.2.1", 1..=1));
+    state.apply(Change::Add(one)).unwrap();
+    assert!(state.apply(Change::Add(mapped(3, &[mapping("192.0.2.1", 2)]))).is_err());
+    state.apply(Change::Add(pod(3, &[3]))).unwrap();
+    state.apply(Change::Remove(attachment(1))).unwrap();
+    state.apply(Change::Add(mapped(1, &range("", 1..=65_535)))).unwrap();
+}
+
+#[test]
+fn check_finds_each_mapping_that_does_not_lead_to_the_pod() {
+    let mut state = State::new(LIMITS);
+    state.apply(Change::Add(mapped(1, &[mapping("", 1), mapping("192.0.2.1", 2)]))).unwrap();
+    let pod = state.pod(&attachment(1)).unwrap();
+    let mut other_port = mapping("", 1);
+    other_port.container_port = 81;
+    let udp = PortMapping { protocol: PortProtocol::Udp, ..mapping("", 1) };
+    for (mapping, is_there) in [
+        (mapping("", 1), true),
+        (mapping("0.0.0.0", 1), true),
+        (mapping("::", 1), true), // the pod has no address that could serve it
+        (mapping("192.0.2.1", 2), true),
+        (mapping("", 2), false),
+        (mapping("192.0.2.1", 1), false),
+        (mapping("", 3), false),
+        (other_port, false),
+        (udp, false),
+    ] {
+        let checked = pod.check_host_ports(&[mapping]);
+        assert_eq!(checked.is_ok(), is_there, "{mapping:?}");
+        if let Err(missing) = checked {
+            let sentence = missing.to_string();
+            assert!(sentence.contains("c1") && sentence.contains("hostPort"), "{sentence}");
+        }
+    }
+    assert!(pod.check_host_ports(&[]).is_ok(), "a runtime that says nothing is not contradicted");
+}
+
 /// The naive model: a list, searched from end to end.
 #[derive(Default)]
 struct Model {
@@ -229,7 +463,10 @@ impl Model {
         };
         let clashes = self.pods.iter().any(|other| {
             let shares = |a: &PodAddress| pod.addresses.iter().any(|b| a.address == b.address);
-            other.attachment == pod.attachment || other.addresses.iter().any(shares)
+            let maps = |a: &HostPortRecord| pod.host_ports.iter().any(|b| a.key() == b.key());
+            other.attachment == pod.attachment
+                || other.addresses.iter().any(shares)
+                || other.host_ports.iter().any(maps)
         });
         let distinct: HashSet<_> = pod.addresses.iter().map(|a| a.address).collect();
         if clashes || pod.addresses.is_empty() || distinct.len() != pod.addresses.len() {
@@ -251,13 +488,26 @@ impl Model {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Add(u8, Vec<u8>),
+    Add(u8, Vec<u8>, Vec<PortMapping>),
     Remove(u8),
+}
+
+fn any_mapping() -> impl Strategy<Value = PortMapping> {
+    let host_ip = prop_oneof![3 => Just("192.0.2.1"), 3 => Just("192.0.2.2"), 1 => Just("")];
+    (host_ip, 1..6_u16, any::<bool>()).prop_map(|(host_ip, port, is_tcp)| {
+        let protocol = if is_tcp { PortProtocol::Tcp } else { PortProtocol::Udp };
+        PortMapping { protocol, ..mapping(host_ip, port) }
+    })
 }
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        3 => (0..16_u8, prop::collection::vec(0..40_u8, 0..4)).prop_map(|(id, a)| Op::Add(id, a)),
+        3 => (
+            0..16_u8,
+            prop::collection::vec(0..40_u8, 0..4),
+            prop::collection::vec(any_mapping(), 0..3),
+        )
+            .prop_map(|(id, addresses, mappings)| Op::Add(id, addresses, mappings)),
         1 => (0..16_u8).prop_map(Op::Remove),
     ]
 }
@@ -290,7 +540,19 @@ fn check_invariants(state: &State) {
         let behind = state.pods().filter(|pod| pod.attachment > attachment(id));
         assert!(state.pods_after(Some(&attachment(id))).eq(behind));
     }
+    let host_ports = || state.host_ports_after(None);
+    assert!(host_ports().map(|(_, record)| record.key()).is_sorted_by(|a, b| a < b));
+    let of_pods: usize = state.pods().map(|pod| pod.host_ports.len()).sum();
+    assert_eq!(of_pods, state.by_host_port.len(), "the host port index is exact");
+    assert_eq!(of_pods, host_ports().count());
+    for (skip, (_, record)) in host_ports().enumerate() {
+        let after = state.host_ports_after(Some(&record.key()));
+        assert!(after.eq(host_ports().skip(skip + 1)));
+    }
     for pod in state.pods() {
+        for record in &pod.host_ports {
+            assert_eq!(state.pod_by_host_port(&record.key()), Some(pod));
+        }
         assert_eq!(state.pod_by_slot(pod.slot), Some(pod));
         for address in &pod.addresses {
             assert_eq!(state.pod_by_address(address.address), Some(pod));
@@ -308,8 +570,10 @@ proptest! {
         for op in ops {
             let before = state.clone();
             let is_changed = match op {
-                Op::Add(id, addresses) => {
+                Op::Add(id, addresses, mappings) => {
                     let new = pod(id, &addresses);
+                    let host_ports = host_ports_of(&mappings, &new.addresses).unwrap();
+                    let new = NewPod { host_ports, ..new };
                     let is_added = model.add(&new);
                     prop_assert_eq!(state.apply(Change::Add(new)).is_ok(), is_added);
                     is_added

@@ -12,7 +12,7 @@ use dataplane::xsk::program::AttachMode;
 use dataplane::xsk::socket::{Queue, Socket};
 use dataplane::xsk::uplink::{QueueMode, UplinkBind};
 
-use super::{ADOPT_DEADLINE, WorkerHandle, Workers, WorkersError};
+use super::{ADOPT_DEADLINE, NO_POD, WorkerHandle, Workers, WorkersError};
 
 /// How long a bind waits for a queue that is in use. Short, because control does nothing else
 /// meanwhile, and tries again every second.
@@ -50,7 +50,8 @@ impl Workers {
         self.homes.insert(id, worker);
         let made = self.lend_and_bind(&port);
         let added = made.and_then(|(fd, socket, mode)| {
-            self.enroll(worker, id, XskPort::new(socket, id.0, UPLINK_RINGS), share)?;
+            let io = XskPort::new(socket, id.0, UPLINK_RINGS);
+            self.enroll(worker, id, io, share, NO_POD)?;
             Ok((fd, mode))
         });
         if added.is_err() {

@@ -208,3 +208,30 @@ fn what_is_no_end_of_a_page_is_refused_with_the_mend() {
         assert!(error.msg.contains("list it anew"), "{}", error.msg);
     }
 }
+
+#[test]
+fn a_sieved_listing_goes_on_after_so_many_rows_of_either_kind() {
+    let wanted = |number: u32| number.is_multiple_of(100);
+    let rows = |after: Option<u32>| {
+        let first = after.map_or(0, |number| number + 1);
+        (first..1000).map(move |number| (number, wanted(number).then_some(number)))
+    };
+    let (mut seen, mut pages, mut after) = (Vec::new(), 0, None::<String>);
+    loop {
+        pages += 1;
+        match sieved_page(after.as_deref(), 64, rows) {
+            Reply::Page { rows, next } => {
+                assert!(after.as_ref() != Some(&next), "every page goes on");
+                seen.extend(rows);
+                after = Some(next);
+            }
+            Reply::Listing(Value::Array(rest)) => {
+                seen.extend(rest);
+                break;
+            }
+            other => panic!("{other:?} is no page"),
+        }
+    }
+    assert_eq!(json!(seen), json!((0..1000_u32).filter(|n| wanted(*n)).collect::<Vec<_>>()));
+    assert_eq!(pages, 1000 / 64 + 1, "a page is 64 rows that were looked at");
+}

@@ -1,0 +1,92 @@
+//! The kernel's nf_tables table as the state wants it: written whole at start and after somebody
+//! has touched it, element by element for each pod.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::compile::port_of;
+use super::{Engine, outside};
+use crate::host_ports::{Lead, of_pod};
+use crate::nft::{HostPortEntry, NftConfig, NftError};
+use crate::node::{HOST_IFNAME_PREFIX, NODE_IFNAME, WORKER_IFNAME};
+use crate::state::PodRecord;
+
+impl Engine {
+    /// The table for the pods of now, in one step: whoever changed it.
+    pub(super) fn ensure_nft(&mut self) -> Result<(), NftError> {
+        let config = self.nft_config();
+        self.nft.ensure(&config)
+    }
+
+    fn nft_config(&self) -> NftConfig<'static> {
+        let config = &self.config;
+        let outside = outside(config, self.state.pods()).into_iter().map(IpNet::from);
+        NftConfig {
+            pod_cidrs: config.node.pod_cidrs.iter().copied().chain(outside).collect(),
+            direct: config.uplink.direct.clone(),
+            kernel: config.uplink.kernel.clone(),
+            masquerade: config.node.masquerade,
+            node_port: NODE_IFNAME,
+            worker_end: WORKER_IFNAME,
+            host_ends: HOST_IFNAME_PREFIX,
+            host_ports: self.state.pods().flat_map(entries).collect(),
+            not_node: self.not_node.clone(),
+        }
+    }
+
+    /// The kernel leads the host ports of a pod, which the state has, to it.
+    pub(super) fn add_kernel_host_ports(&mut self, pod: &PodRecord) -> Result<(), NftError> {
+        let entries: Vec<HostPortEntry> = entries(pod).collect();
+        let added = self.nft.add_host_ports(&entries);
+        self.or_anew(added)
+    }
+
+    /// The kernel leads the host ports of a pod, which the state has no more, nowhere.
+    pub(super) fn remove_kernel_host_ports(&mut self, pod: &PodRecord) -> Result<(), NftError> {
+        let entries: Vec<HostPortEntry> = entries(pod).collect();
+        // All that lead to a port of a pod come and go with the pod.
+        let removed = self.nft.remove_host_ports(&entries, |_| false);
+        self.or_anew(removed)
+    }
+
+    /// From now on these addresses are local without being the node's, and no others.
+    pub(super) fn exempt_addresses(&mut self, not_node: Vec<IpAddr>) -> Result<(), NftError> {
+        let before = std::mem::replace(&mut self.not_node, not_node);
+        let only_in = |one: &[IpAddr], other: &[IpAddr]| -> Vec<IpAddr> {
+            one.iter().filter(|address| !other.contains(address)).copied().collect()
+        };
+        let came = only_in(&self.not_node, &before);
+        let went = only_in(&before, &self.not_node);
+        let changed = self.nft.change_not_node(&came, &went);
+        self.or_anew(changed)
+    }
+
+    /// Asks what the guard has dropped so far.
+    pub(super) fn look_after_guard(&mut self) {
+        self.guarded = match self.nft.guarded() {
+            Ok(guarded) => Some(guarded.packets),
+            Err(error) => {
+                tracing::debug!(%error, "read what the guard of host ports has dropped");
+                None
+            }
+        };
+    }
+
+    /// Where somebody has changed the table meanwhile, it is written anew, with the change.
+    fn or_anew(&mut self, changed: Result<(), NftError>) -> Result<(), NftError> {
+        match changed {
+            Err(NftError::Changed { .. }) => self.ensure_nft(),
+            other => other,
+        }
+    }
+}
+
+/// The host ports of a pod in the words of the table.
+fn entries(pod: &PodRecord) -> impl Iterator<Item = HostPortEntry> {
+    of_pod(pod, port_of(pod)).map(|Lead { host_port, target }| HostPortEntry {
+        host_port,
+        serving: target.serving,
+        masquerade: target.masquerade,
+    })
+}
