@@ -15,6 +15,7 @@ mod bgp;
 mod bird;
 mod cable;
 mod frr;
+mod host_ports;
 mod kernel;
 mod networkd;
 
@@ -34,6 +35,7 @@ pub use bgp::{Speaker, Wanderer, start_speakers};
 pub use bird::Bird;
 pub use cable::{Cable, Offloads, mac_of, set_sysctl};
 pub use frr::Frr;
+pub use host_ports::{Mapping, Wish};
 pub use networkd::Networkd;
 
 /// The nodes' interface on the switch.
@@ -212,14 +214,17 @@ pub fn on_clusters(setups: Vec<ClusterSetup>, test: impl Fn(&mut Cluster) -> Res
 
 /// What a node's daemon and its kernel say, for who has to find out why a test failed.
 fn describe(node: &Node) -> String {
-    let daemon = ["status", "ports", "routes", "drops"]
+    let daemon = ["status", "ports", "routes", "hostports", "flows", "drops"]
         .map(|listing| node.viaduct(&[listing]).unwrap_or_else(|error| format!("{error}\n")));
     let kernel = ["link", "addr", "-4 route", "-6 route", "neigh"].map(|listing| {
         let args: Vec<&str> = ["-br"].into_iter().chain(listing.split(' ')).collect();
         let output = node.namespace().run("ip", &args).map(|output| output.stdout);
         String::from_utf8_lossy(&output.unwrap_or_default()).into_owned()
     });
-    format!("{:?}:\n{}{}", node.pod_cidrs(), daemon.concat(), kernel.concat())
+    let table = node.namespace().run("nft", &["list", "table", "inet", "viaduct"]);
+    let table =
+        String::from_utf8_lossy(&table.map(|out| out.stdout).unwrap_or_default()).into_owned();
+    format!("{:?}:\n{}{}{table}", node.pod_cidrs(), daemon.concat(), kernel.concat())
 }
 
 /// A cluster. Dropped, it takes its nodes and the switch with it.

@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod conformance;
 pub mod daemon;
 pub mod differential;
+pub mod host_ports;
 pub mod netns;
 pub mod plugin;
 pub mod pod;

@@ -72,8 +72,17 @@ impl Node {
         namespace: Namespace,
         mtu: Option<u32>,
     ) -> Result<Pod> {
+        let pod = self.attach_as(container_id, namespace, &self.conf(mtu))?;
+        Ok(Pod { mtu, ..pod })
+    }
+
+    /// The same, to a network with a configuration of its own.
+    ///
+    /// # Errors
+    /// See [`Node::add_pod`].
+    pub fn attach_as(&self, container_id: &str, namespace: Namespace, conf: &Value) -> Result<Pod> {
         let netns = namespace.path().to_owned();
-        let outcome = self.call("ADD", container_id, Some(&netns), &self.conf(mtu))?;
+        let outcome = self.call("ADD", container_id, Some(&netns), conf)?;
         ensure!(outcome.code == Some(0), "ADD {container_id}: {outcome:?}");
         let result = outcome.json.context("ADD prints a result")?;
         let addresses: Vec<IpAddr> = result["ips"]
@@ -101,7 +110,7 @@ impl Node {
             host_ifname: text(find(false), "name")?,
             namespace,
             result,
-            mtu,
+            mtu: None,
         })
     }
 

@@ -1,13 +1,17 @@
 //! Traffic between namespaces, and what became of it. A socket belongs to the namespace it was
 //! made in, whoever uses it: so senders and receivers are threads of the test, not programs.
 
+mod attempt;
 mod beacon;
 mod capture;
 mod flood;
 mod forge;
+mod sctp;
 mod sequence;
 mod stream;
 mod tap;
+mod trace;
+mod visit;
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -17,13 +21,17 @@ use anyhow::{Context, Result, ensure};
 
 use crate::netns::Namespace;
 
+pub use attempt::{Answer, attempt};
 pub use beacon::{Beacon, RouteEvents, Site};
 pub use capture::Capture;
 pub use flood::{Flood, Flooded};
 pub use forge::{Forger, Frame, Macs, Watch, forgeries, honest_frames};
+pub use sctp::{SctpSocket, associate};
 pub use sequence::{Sequence, sequence};
 pub use stream::{Stream, connect, listen, pump, transfer};
 pub use tap::{Seen, Tap};
+pub use trace::{Hop, trace};
+pub use visit::{Host, Transport, Visitor, caller, is_refused};
 
 /// A packet that has not come by then is lost: the longest path here takes microseconds.
 const LOST_AFTER: Duration = Duration::from_secs(3);

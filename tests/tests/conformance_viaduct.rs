@@ -13,7 +13,9 @@ fn the_plugin_conforms_in_every_case() {
             "name": "viaduct",
             "type": "viaduct-cni",
             "socket": node.socket(),
-            "capabilities": {"ips": true, "mac": true, "ipRanges": true},
+            "capabilities": {
+                "ips": true, "mac": true, "ipRanges": true, "portMappings": true,
+            },
         });
         let mut plugin = Plugin::new(binary("viaduct-cni"), &conf)?;
         plugin.node = Some(node.namespace().path().into());

@@ -5,17 +5,21 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::IpAddr;
+use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use e2e::daemon::{Node, PortMode, Setup, on_each, workers};
-use e2e::netns::wait_until;
+use e2e::daemon::{
+    NODE_V4, NODE_V6, Node, PortMode, Setup, UPLINK_V4, UPLINK_V6, on_each, workers,
+};
+use e2e::netns::{Namespace, wait_until};
 use e2e::runtimes::{Container, Containerd, Ctr, Kubelet, Machine, Podman, Runtime, output};
+use e2e::traffic::{Transport, is_refused};
 
 /// Bytes of a transfer.
 const TRANSFER_BYTES: u64 = 100_000_000;
@@ -128,6 +132,134 @@ fn podman_gets_the_addresses_it_asks_for_also_after_a_restart() {
         podman.remove(peer)?;
         wait_for_footprint(node, &machine, &before)
     });
+}
+
+/// The node's port that is published, and one that is for the node's own processes.
+const PUBLISHED: u16 = 8080;
+const PUBLISHED_LOCALLY: u16 = 8081;
+
+#[test]
+#[ignore = "needs root"]
+fn a_port_that_podman_publishes_reaches_the_container_on_every_path() {
+    on_each(Setup::modes(), |node| {
+        let machine = Machine::start(node)?;
+        let podman = Podman::new(&machine)?;
+        let before = settled_footprint(node, &machine)?;
+        let publish =
+            [format!("{PUBLISHED}:{PORT}"), format!("127.0.0.1:{PUBLISHED_LOCALLY}:{PORT}")];
+        let options = ["-p", &publish[0], "-p", &publish[1]];
+        let container = podman.run_with("web", &options)?;
+        let peer = podman.run("peer")?;
+        is_reached(node, &podman, &container, &peer)?;
+        let greeter = Greeter::start(&podman, &container)?;
+        let local = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), PUBLISHED_LOCALLY);
+        greeter.greets(node.namespace(), local)?;
+        let outside = SocketAddr::new(UPLINK_V4.into(), PUBLISHED_LOCALLY);
+        is_refused(node.outside(), outside, Transport::Tcp)?;
+        drop(greeter);
+        // The port is free again for a container that comes later.
+        podman.remove(container)?;
+        let heir = podman.run_with("heir", &options)?;
+        is_reached(node, &podman, &heir, &peer)?;
+        podman.remove(heir)?;
+        podman.remove(peer)?;
+        wait_for_footprint(node, &machine, &before)
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_host_port_of_a_kubelets_pod_reaches_its_container_on_every_path() {
+    on_each(Setup::modes(), |node| {
+        let machine = Machine::start(node)?;
+        let containerd = Containerd::start(&machine)?;
+        let kubelet = Kubelet::new(&containerd)?;
+        let before = settled_footprint(node, &machine)?;
+        let container = kubelet.run_with_ports("web", &[(PUBLISHED, PORT)])?;
+        let peer = kubelet.run("peer")?;
+        is_reached(node, &kubelet, &container, &peer)?;
+        kubelet.remove(container)?;
+        kubelet.remove(peer)?;
+        wait_for_footprint(node, &machine, &before)
+    });
+}
+
+/// A server in a container that greets whoever comes to [`PORT`], one after another.
+struct Greeter(Child);
+
+const GREETING: &str = "good day";
+
+impl Greeter {
+    fn start(runtime: &dyn Runtime, container: &Container) -> Result<Greeter> {
+        let serve = format!("while echo {GREETING} | nc -l -p {PORT}; do :; done");
+        let greeter = runtime.exec(container, &serve).spawn().context("run the server")?;
+        let greeter = Greeter(greeter);
+        wait_until("somebody listens", GONE_DEADLINE, || {
+            let sockets = output(&mut runtime.exec(container, "netstat -ltn"))?;
+            Ok(sockets.contains(&format!(":{PORT} ")))
+        })?;
+        Ok(greeter)
+    }
+
+    /// Somebody comes from a namespace of the node's. Between two visitors nobody listens for a
+    /// moment, so a refusal is not the end.
+    fn greets(&self, from: &Namespace, dial: SocketAddr) -> Result<()> {
+        let mut last = String::new();
+        wait_until("the container greets", GONE_DEADLINE, || {
+            last = match from.within(|| greeting(dial))? {
+                Ok(text) => text,
+                Err(error) => error.to_string(),
+            };
+            Ok(last.trim() == GREETING)
+        })
+        .with_context(|| format!("from {} to {dial}: {last}", from.path().display()))
+    }
+}
+
+impl Drop for Greeter {
+    fn drop(&mut self) {
+        let _ = self.0.kill(); // What runs in the container ends with it.
+        let _ = self.0.wait();
+    }
+}
+
+/// What is said there.
+fn greeting(dial: SocketAddr) -> std::io::Result<String> {
+    let deadline = Duration::from_secs(2);
+    let mut stream = TcpStream::connect_timeout(&dial, deadline)?;
+    stream.set_read_timeout(Some(deadline))?;
+    let mut line = String::new();
+    BufReader::new(&mut stream).read_line(&mut line)?;
+    Ok(line)
+}
+
+/// The container's server is reached from outside of the node, by the node's own processes, also
+/// at 127.0.0.1, by another container, and by itself.
+fn is_reached(
+    node: &Node,
+    runtime: &dyn Runtime,
+    container: &Container,
+    peer: &Container,
+) -> Result<()> {
+    let greeter = Greeter::start(runtime, container)?;
+    let here = |address: IpAddr| SocketAddr::new(address, PUBLISHED);
+    for address in [IpAddr::from(UPLINK_V4), UPLINK_V6.into()] {
+        greeter.greets(node.outside(), here(address))?;
+    }
+    for address in [NODE_V4.into(), NODE_V6.into(), IpAddr::from(Ipv4Addr::LOCALHOST)] {
+        greeter.greets(node.namespace(), here(address))?;
+    }
+    for client in [peer, container] {
+        for address in [IpAddr::from(NODE_V4), NODE_V6.into()] {
+            let line = format!("nc -w 2 {address} {PUBLISHED} < /dev/null | head -n 1");
+            wait_until("the container greets", GONE_DEADLINE, || {
+                Ok(output(&mut runtime.exec(client, &line))
+                    .is_ok_and(|text| text.trim() == GREETING))
+            })
+            .with_context(|| format!("{} to {address}", client.name))?;
+        }
+    }
+    Ok(())
 }
 
 /// Runs a container by each runtime; they ping each other and send 100 MB on both families, and

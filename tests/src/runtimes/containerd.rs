@@ -213,23 +213,38 @@ impl<'c> Kubelet<'c> {
     }
 }
 
+impl Kubelet<'_> {
+    /// Runs a sandbox with ports of the node, as pairs of the node's port and the container's.
+    ///
+    /// # Errors
+    /// When containerd fails, with what it says.
+    pub fn run_with_ports(&self, name: &str, ports: &[(u16, u16)]) -> Result<Container> {
+        let text = |number, text: &str| field(number, text.as_bytes());
+        // PodSandboxMetadata: name, uid, namespace.
+        let metadata = [text(1, name), text(2, &format!("uid-{name}")), text(3, "e2e")].concat();
+        // LinuxPodSandboxConfig: cgroup_parent.
+        let linux = text(1, &self.0.machine.cgroup());
+        // PortMapping: container_port, host_port; without a protocol, TCP.
+        let mapping = |(host, container): &(u16, u16)| {
+            field(5, &[number(2, *container), number(3, *host)].concat())
+        };
+        let mappings: Vec<u8> = ports.iter().flat_map(mapping).collect();
+        // PodSandboxConfig: metadata, hostname, port_mappings, linux.
+        let config = [field(1, &metadata), text(2, name), mappings, field(8, &linux)].concat();
+        let answer = self.call("RuntimeService/RunPodSandbox", &field(1, &config))?;
+        // RunPodSandboxResponse: pod_sandbox_id, behind its key and length.
+        let id = String::from_utf8(answer.get(2..).unwrap_or_default().to_vec())?;
+        Ok(Container { name: id.clone(), cni_id: id, client: None })
+    }
+}
+
 impl Runtime for Kubelet<'_> {
     fn title(&self) -> &'static str {
         "containerd for kubelets"
     }
 
     fn run(&self, name: &str) -> Result<Container> {
-        let text = |number, text: &str| field(number, text.as_bytes());
-        // PodSandboxMetadata: name, uid, namespace.
-        let metadata = [text(1, name), text(2, &format!("uid-{name}")), text(3, "e2e")].concat();
-        // LinuxPodSandboxConfig: cgroup_parent.
-        let linux = text(1, &self.0.machine.cgroup());
-        // PodSandboxConfig: metadata, hostname, linux.
-        let config = [field(1, &metadata), text(2, name), field(8, &linux)].concat();
-        let answer = self.call("RuntimeService/RunPodSandbox", &field(1, &config))?;
-        // RunPodSandboxResponse: pod_sandbox_id, behind its key and length.
-        let id = String::from_utf8(answer.get(2..).unwrap_or_default().to_vec())?;
-        Ok(Container { name: id.clone(), cni_id: id, client: None })
+        self.run_with_ports(name, &[])
     }
 
     fn exec(&self, container: &Container, line: &str) -> Command {
@@ -262,9 +277,28 @@ fn field(number: u8, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// A field that is a number: key with wire type 0, seven bits a byte from the lowest on.
+fn number(number: u8, value: u16) -> Vec<u8> {
+    let mut bytes = vec![number << 3];
+    let mut rest = value;
+    while rest >= 0x80 {
+        bytes.push(rest as u8 | 0x80);
+        rest >>= 7;
+    }
+    bytes.push(rest as u8);
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
-    use super::field;
+    use super::{field, number};
+
+    #[test]
+    fn a_number_has_seven_bits_a_byte() {
+        assert_eq!(number(2, 80), [0x10, 80]);
+        assert_eq!(number(3, 300), [0x18, 0xac, 0x02], "300 is 0b10_0101100");
+        assert_eq!(number(3, 65_535), [0x18, 0xff, 0xff, 0x03]);
+    }
 
     #[test]
     fn a_field_has_a_key_a_length_and_its_content() {

@@ -16,12 +16,16 @@ use crate::conformance::trial::Trial;
 const MAC: &str = "0a:58:0a:f4:01:63";
 
 /// runtimeConfig contents that ask for nothing, or for what no plugin knows.
-fn harmless() -> [(&'static str, Value); 10] {
+fn harmless() -> [(&'static str, Value); 11] {
     [
         ("null", Value::Null),
         ("empty", json!({})),
         ("port-mappings-null", json!({"portMappings": null})),
         ("port-mappings-empty", json!({"portMappings": []})),
+        (
+            "port-mappings-without-host-port",
+            json!({"portMappings": [{"containerPort": 80, "protocol": "tcp"}, {"hostPort": 0}]}),
+        ),
         ("bandwidth-null", json!({"bandwidth": null})),
         ("bandwidth-empty", json!({"bandwidth": {}})),
         (

@@ -7,6 +7,7 @@ mod del;
 mod environment;
 mod gc;
 mod ipam;
+mod port_mappings;
 mod process;
 mod result;
 mod status;
@@ -36,6 +37,7 @@ pub fn all() -> Vec<Case> {
         status::cases(),
         gc::cases(),
         arguments::cases(),
+        port_mappings::cases(),
     ]
     .into_iter()
     .flatten()
