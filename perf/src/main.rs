@@ -1,12 +1,14 @@
 //! `viaduct-perf`: what Viaduct costs and what it gains, measured on this machine.
 //!
-//! Every subcommand but `routes` builds all that it needs in network namespaces of its own,
-//! measures, prints a table (or JSON), and removes everything again, also when it fails or is
+//! Every subcommand but `routes` and `flows` builds all that it needs in network namespaces of its
+//! own, measures, prints a table (or JSON), and removes everything again, also when it fails or is
 //! interrupted. Viaduct and what it is compared with take turns within one run, because two runs on
 //! a shared machine compare nothing; `README.md` says how to read the figures.
 
 mod adoption;
 mod cni;
+mod flows;
+mod host_ports;
 mod idle;
 mod interrupt;
 mod iperf;
@@ -36,7 +38,7 @@ use e2e::daemon::{PortMode, Setup};
 use crate::machine::Machine;
 use crate::report::Report;
 
-/// Measures Viaduct in namespaces of its own; needs root (routes does not)
+/// Measures Viaduct in namespaces of its own; needs root (routes and flows do not)
 ///
 /// viaductd, viaduct and viaduct-cni are those of the release build, or of the folder in
 /// VIADUCT_BIN_DIR.
@@ -74,6 +76,11 @@ enum Measurement {
     Routes(routes::Options),
     /// From a route in the kernel to packets that take it, with as many routes as the internet has
     Adoption(adoption::Options),
+    /// The table of flows with a million of them, and a flood of SYNs to one pod
+    Flows(flows::Options),
+    /// Packets through host ports of another node, with one of them there and with thousands
+    #[command(name = "hostports")]
+    HostPorts(host_ports::Options),
 }
 
 fn main() -> ExitCode {
@@ -101,6 +108,8 @@ fn run(arguments: Arguments) -> Result<()> {
         Measurement::Idle(options) => idle::measure(&setup, &options),
         Measurement::Routes(options) => routes::measure(&options),
         Measurement::Adoption(options) => adoption::measure(&setup, &options),
+        Measurement::Flows(options) => flows::measure(&options),
+        Measurement::HostPorts(options) => host_ports::measure(&setup, &options),
     };
     // Programs that the same Ctrl-C has ended look as if they had failed.
     interrupt::check()?;

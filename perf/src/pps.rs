@@ -30,7 +30,7 @@ const PAYLOAD_BYTES: usize = 18;
 const BATCH: usize = 64;
 
 /// discard (RFC 863).
-const PORT: u16 = 9;
+pub const PORT: u16 = 9;
 
 /// After the last packet, until nothing is under way and the kernel's drop counters have been
 /// mirrored (every 250 ms).
@@ -48,19 +48,20 @@ pub struct Options {
 
 /// One turn of an arm.
 #[derive(Debug, Serialize)]
-struct Turn {
+pub struct Turn {
     arm: &'static str,
     /// Packets that left the sender's interface, per second.
-    offered_pps: f64,
+    pub offered_pps: f64,
     /// Packets that the receiver's interface got, per second.
-    delivered_pps: f64,
+    pub delivered_pps: f64,
     /// Packets of the first that are not among the second.
     lost: u64,
     /// Of these, what workers counted, by place and reason.
     drops: BTreeMap<String, u64>,
     /// CPU time of the whole machine, sender included, per packet delivered.
-    cpu_ns_per_packet: f64,
-    steal_percent: f64,
+    pub cpu_ns_per_packet: f64,
+    /// Time that the machine's host gave to others.
+    pub steal_percent: f64,
 }
 
 /// Measures.
@@ -77,11 +78,11 @@ pub fn measure(setup: &Setup, options: &Options) -> Result<Report> {
             interrupt::check()?;
             let turn = if (pair + turn) % 2 == 0 {
                 let before = viaduct.counted()?;
-                let mut turn = load(&viaduct.lane(), options)?;
+                let mut turn = load(&viaduct.lane(), options.turns.seconds, options.senders)?;
                 turn.drops = viaduct.counted()?.drops_since(&before);
                 turn
             } else {
-                load(&kernel.lane(), options)?
+                load(&kernel.lane(), options.turns.seconds, options.senders)?
             };
             progress(&format!(
                 "turn {} of {}: {} delivers {:.0} of {:.0} packets per second",
@@ -99,23 +100,26 @@ pub fn measure(setup: &Setup, options: &Options) -> Result<Report> {
 
 /// Sends as fast as a socket can. Nobody reads the receiving socket: what its pod's kernel has
 /// accepted is delivered, and a reader would be what is measured.
-fn load(lane: &Lane<'_>, options: &Options) -> Result<Turn> {
+///
+/// # Errors
+/// When a socket cannot be made, or it is interrupted.
+pub fn load(lane: &Lane<'_>, seconds: u64, senders: u64) -> Result<Turn> {
     let sink = lane.server.within(|| UdpSocket::bind(("0.0.0.0", PORT)))?;
     let _sink = sink.context("bind the receiving socket")?;
     let target = SocketAddr::from((lane.address, PORT));
     let before = (InterfaceCounts::of(lane.client)?, InterfaceCounts::of(lane.server)?);
     let cpu = CpuTimes::now()?;
     let stop = Arc::new(AtomicBool::new(false));
-    let mut senders = Vec::new();
-    for _ in 0..options.senders {
+    let mut threads = Vec::new();
+    for _ in 0..senders {
         let socket = lane.client.within(|| connected(target))??;
         let stop = stop.clone();
-        senders.push(thread::spawn(move || flood(&socket, &stop)));
+        threads.push(thread::spawn(move || flood(&socket, &stop)));
     }
     let started = Instant::now();
-    let paused = interrupt::pause(Duration::from_secs(options.turns.seconds));
+    let paused = interrupt::pause(Duration::from_secs(seconds));
     stop.store(true, Ordering::Relaxed); // orders nothing
-    for sender in senders {
+    for sender in threads {
         // A sender that panicked has offered less, which the counters show.
         let _ = sender.join();
     }

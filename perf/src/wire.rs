@@ -201,13 +201,16 @@ impl Nodes {
 
 /// Cores of the workers of both nodes, from the last one down: each node has its own as far as the
 /// machine has as many, because two nodes share no core.
-fn cores_of_nodes(usable: &[usize], workers: usize) -> [Vec<usize>; 2] {
+pub fn cores_of_nodes(usable: &[usize], workers: usize) -> [Vec<usize>; 2] {
     let mut cores = usable.iter().rev().copied().cycle();
     [(); 2].map(|()| cores.by_ref().take(workers).collect())
 }
 
 /// Writes the cores into a node's configuration, in place of those that a node by itself gets.
-fn pin(node: &Node, cores: &[usize]) -> Result<()> {
+///
+/// # Errors
+/// When it cannot be read or written.
+pub fn pin(node: &Node, cores: &[usize]) -> Result<()> {
     let path = node.config_path();
     let text = fs::read_to_string(&path).context("read a node's configuration")?;
     let pinned = text.lines().map(|line| match line.starts_with("cores = ") {

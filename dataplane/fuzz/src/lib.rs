@@ -1,7 +1,11 @@
 //! What the fuzz targets do with their bytes.
 
+mod bytes;
+mod conntrack;
 #[path = "../../tests/harness/mod.rs"]
 mod harness;
+mod nat;
+mod sequence;
 
 use std::cell::RefCell;
 
@@ -9,6 +13,10 @@ use dataplane::offload::{self, Hints};
 use dataplane::parse::{self, Parsed};
 use harness::ENDS;
 use harness::input::Nodes;
+
+pub use conntrack::conntrack;
+pub use nat::nat;
+pub use sequence::nat_sequence;
 
 /// Reads the bytes as a frame, and as the first frame of a longer packet.
 pub fn read(bytes: &[u8]) {
