@@ -250,6 +250,9 @@ impl World {
     /// A pod goes, and another one gets its port and addresses.
     fn replace(&mut self, pod: &'static End) {
         trace(|| format!("{} is replaced", pod.name));
+        for talk in self.conversations.iter_mut().filter(|talk| talk.client.end.id == pod.id) {
+            talk.is_followed = false;
+        }
         self.node.unlist(pod.id);
         self.node.remove_port(pod.id);
         self.node.retire_flows(pod.id);

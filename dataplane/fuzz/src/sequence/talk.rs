@@ -25,6 +25,9 @@ pub(super) struct Conversation {
     pub(super) is_answered: bool,
     /// Somebody has said that he ends it.
     pub(super) is_ending: bool,
+    /// The client is a pod that asks from a mapped port, and its side of the node follows the
+    /// conversation, since the last answer. Else its packets that go on with it may be dropped.
+    pub(super) is_followed: bool,
     /// The last packets of both, as they were sent.
     pub(super) question: Option<Packet>,
     pub(super) answer: Option<Packet>,
@@ -77,15 +80,16 @@ impl World {
         let may_begin = asks.transport == Transport::Udp || says == Says::Ask;
         let from_mapped = self.is_mapped(client.end, asks.src.port);
         if let Some(index) = self.talk_of(asks) {
-            let Conversation { pod, seen, is_answered, .. } = self.conversations[index];
-            if from_mapped && !may_begin && !is_answered {
-                return; // goes on with what is not answered
+            let Conversation { pod, seen, is_followed, .. } = self.conversations[index];
+            if from_mapped && !may_begin && !is_followed {
+                return;
             }
             let out = self.through(client.end, Way::Pod(pod.name), translated(&question, &seen));
             self.send(client.end, vec![question.clone()], &out);
             let talk = &mut self.conversations[index];
             talk.last_s = self.now_s;
             talk.is_ending |= matches!(says, Says::End | Says::Abort);
+            talk.is_followed &= says != Says::Abort;
             talk.question = Some(question);
             return;
         }
@@ -202,6 +206,7 @@ impl World {
             last_s: self.now_s,
             is_answered: false,
             is_ending: matches!(says, Says::End | Says::Abort),
+            is_followed: false,
             question: Some(question),
             answer: None,
         });
@@ -223,12 +228,14 @@ impl World {
             self.send(pod, vec![answer.clone()], &out);
             self.conversations[index].answer = Some(answer);
         }
-        if self.is_mapped(client.end, asks.src.port) {
+        let is_followed = self.is_mapped(client.end, asks.src.port);
+        if is_followed {
             self.shadows.push(asks.inverse());
         }
         let talk = &mut self.conversations[index];
         talk.last_s = self.now_s;
         talk.is_answered = true;
+        talk.is_followed = is_followed && says != Says::Abort;
         talk.is_ending |= matches!(says, Says::End | Says::Abort);
     }
 
