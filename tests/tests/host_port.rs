@@ -3,12 +3,13 @@
 //! first, then of Viaduct with the daemon alive, dead, and back.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Cluster, ClusterSetup, DIRECT, Forwarder, Mapping, Wish, on_clusters};
 use e2e::host_ports::{
     CONTAINER_PORT, Client, FAMILIES, HOST_PORT, Scene, everybody, is_seen_right, make_transit,
-    some,
+    outsider, some,
 };
 use e2e::pod::Pod;
 use e2e::traffic::{Host, SctpSocket, Transport, Visitor, is_refused, udp_socket};
@@ -133,6 +134,29 @@ fn each_from_where_it_asked(client: &UdpSocket, host: &Host, dial: SocketAddr) -
     let (_, answered) = client.recv_from(&mut text).with_context(|| format!("back to {seen}"))?;
     ensure!(answered == dial, "{answered} answers, who sees {seen}");
     Ok(())
+}
+
+/// A number out of `net.ipv4.ip_local_port_range`: ports that the kernel gives away.
+const EPHEMERAL: u16 = 40000;
+
+#[test]
+#[ignore = "needs root"]
+fn the_node_hears_answers_at_the_number_of_a_host_port_and_the_pod_what_is_for_it() {
+    on_clusters(some(), |cluster| {
+        let mapping = Mapping::new(Transport::Udp, EPHEMERAL, CONTAINER_PORT);
+        let scene = Scene::set(cluster, &vec![mapping].into())?;
+        let [server, _] = outsider();
+        let server = Host::open(&scene.outside, server, CONTAINER_PORT)?;
+        let own = SocketAddr::new(Scene::node_address(Client::Outside)[0], EPHEMERAL);
+        let process = cluster.node(0).namespace().within(|| UdpSocket::bind(own))??;
+        process.set_read_timeout(Some(Duration::from_secs(3)))?;
+        process.connect(server.address())?;
+        for _ in 0..3 {
+            server.visited_by_udp(&process).context("of the node's own")?;
+            scene.visit_at(cluster, Client::Outside, own, Transport::Udp)?;
+        }
+        scene.is_quiet()
+    });
 }
 
 #[test]
