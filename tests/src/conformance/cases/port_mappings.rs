@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::refused;
 use crate::conformance::answer;
-use crate::conformance::attached::is_in_place;
+use crate::conformance::attached::{Snapshot, is_in_place};
 use crate::conformance::case::{Case, Checked, Need, case};
 use crate::conformance::trial::{Conf, Container, Trial};
 
@@ -126,12 +126,16 @@ fn owners() -> Vec<Case> {
             .says("a repeated DEL of the old sandbox spares the ports of the new one")
             .ask(|t| {
                 let conf = mapped(t, &json!([entry(20504, 80)]));
+                let third = t.container()?;
+                let before = Snapshot::of(&t.node, &third)?;
                 let (old, result) = add(t, &conf)?;
                 t.del(&old, &result)?;
+                // A plugin may remove the interface after its answer, and the refusal below must
+                // change nothing.
+                before.holds_again(&t.node, &third)?;
                 let (new, _) = add(t, &conf)?;
                 let late = t.invocation("DEL", &old, &conf);
                 answer::silent(&t.ask(&late)?, "DEL of the old sandbox")?;
-                let third = t.container()?;
                 let error = refused(t, &third, &t.invocation("ADD", &third, &conf), &[])?;
                 answer::names(&error, "ADD", &[&new.id])
             }),
