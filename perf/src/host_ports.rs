@@ -73,7 +73,8 @@ pub struct Options {
     #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u16).range(1..))]
     flows: u16,
     /// Pods that are attached in one turn, with and without mappings each
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=60))]
+    // A worker has room for 128 ports by default, and the second arm has 101 pods.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=12))]
     adds: u64,
 }
 
