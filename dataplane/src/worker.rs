@@ -21,6 +21,7 @@ mod answer;
 mod command;
 mod cut;
 mod exit;
+mod flow_orders;
 mod fragment;
 mod merge;
 mod nat;
@@ -128,6 +129,7 @@ impl<P: PacketIo> Worker<P> {
         self.now_ns = now_ns;
         self.obey(); // orders of control: ports come and go
         let tables = self.adopt(); // the newest tables
+        self.flows.obey(now_ns); // those of its orders that take several passes
         let mut taken = 0;
         for index in 0..self.ports.len() {
             taken += self.serve(&tables, index); // reclaim, refill, receive; from-pod half
@@ -192,7 +194,7 @@ impl<P: PacketIo> Worker<P> {
                     self.note_refusal(ingress, port, &packet, &headers);
                 }
                 self.rewrite(&exit, &mut packet, &headers);
-                if merge::may_merge(tables, port, &exit, &headers) {
+                if merge::may_merge(port, &exit, &headers) {
                     self.merge(tables, ingress, packet, routed, &headers, &exit);
                 } else {
                     self.hand_over(tables, ingress, packet, routed, &headers, &exit);
@@ -239,7 +241,10 @@ impl<P: PacketIo> Worker<P> {
         let head = self.pool.head(packet);
         let mut offload = offload::of_packet(head, &headers, port.hints)?;
         let reply = match tables.is_tracked(port.id) {
-            true => self.flows.find_reply(tables, port, head, &headers, self.now_ns)?,
+            true => {
+                let (pod, headers, now_ns) = (port, &headers, self.now_ns);
+                self.flows.find_reply(&nat::Seen { tables, pod, head, headers, now_ns })?
+            }
             false => None,
         };
         let exit = Exit::of_packet(tables, self.id, port, head, &headers, reply.as_ref())?;

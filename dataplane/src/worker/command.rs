@@ -46,7 +46,7 @@ pub enum Command<P> {
     /// may be built again for the same pod.
     RemovePort(PortId),
     /// Go on with flows that the node's kernel has carried while no worker was there, unless there
-    /// are some with their keys.
+    /// are some with their keys; some in every pass from now on.
     TakeOver {
         /// Of pods of this worker.
         flows: Box<[Carried]>,
@@ -114,16 +114,9 @@ impl<P: PacketIo> Worker<P> {
                     self.tell(Event::Lent(id, frames));
                 }
                 Command::RemovePort(id) => self.remove_port(id),
-                Command::TakeOver { flows } => {
-                    for carried in &flows {
-                        // What has begun here meanwhile, or finds no room, is none to take over.
-                        let _known = self.flows.table.take_over(carried, self.now_ns);
-                    }
-                }
-                Command::RetireFlows { owner } => self.flows.table.retire_owner(owner),
-                Command::ForgetFlows { host_ports } => {
-                    self.flows.forget(host_ports);
-                }
+                Command::TakeOver { flows } => self.flows.orders.take_over(flows),
+                Command::RetireFlows { owner } => self.flows.retire_owner(owner),
+                Command::ForgetFlows { host_ports } => self.flows.orders.forget(host_ports),
                 Command::ReclaimPort(id) => {
                     self.pool.reclaim_port(id.0);
                     self.tell(Event::Reclaimed(id));

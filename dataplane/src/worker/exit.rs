@@ -33,6 +33,8 @@ pub(super) struct Exit {
     /// Bytes of the longest IP packet that can leave by the port as one: more than `mtu` where the
     /// receiver's interface takes super-packets.
     pub longest: usize,
+    /// Its port completes checksums.
+    pub tx_checksum: bool,
     /// What the receiver's worker has to do with the packet's flow.
     pub nat: Nat,
     /// We are a router between the two ends, and decrement the hop limit.
@@ -74,7 +76,11 @@ impl Exit {
                 Exit { mac: hop.mac, mtu, longest: mtu, ..Exit::by_port(ingress, port) }
             }
             (route, PortKind::Pod | PortKind::Uplink) => {
-                match nat::asked_pod(tables, ingress, head, headers)?.filter(|_| reply.is_none()) {
+                let asked = match reply {
+                    Some(_) => None, // its flow says where it goes
+                    None => nat::asked_pod(tables, ingress, head, headers)?,
+                };
+                match asked {
                     Some(pod) => Exit { nat: Nat::HostPort, ..Exit::by_port(ingress, pod) },
                     None => Exit::elsewhere(ingress, &route)?,
                 }
@@ -116,6 +122,7 @@ impl Exit {
                 PortKind::Pod => port.device_mtu,
                 PortKind::Node | PortKind::Uplink => port.mtu,
             },
+            tx_checksum: port.tx_checksum,
             nat: Nat::None,
             // The node and we are one router.
             is_hop: ingress.kind != PortKind::Node && port.kind != PortKind::Node,

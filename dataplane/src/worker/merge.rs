@@ -42,17 +42,12 @@ pub(super) struct Held {
 
 /// Whether a packet goes by way of the merging: it comes from a wire, and its receiver takes long
 /// packets whose checksum is left to do.
-pub(super) fn may_merge(
-    tables: &Tables,
-    ingress: &PortSpec,
-    exit: &Exit,
-    headers: &Headers,
-) -> bool {
+pub(super) fn may_merge(ingress: &PortSpec, exit: &Exit, headers: &Headers) -> bool {
     ingress.kind == PortKind::Uplink
         && exit.kind == PortKind::Pod
         && headers.protocol == protocol::TCP
         && exit.longest > exit.mtu
-        && tables.port(exit.port).is_some_and(|port| port.tx_checksum)
+        && exit.tx_checksum
 }
 
 impl<P: PacketIo> Worker<P> {

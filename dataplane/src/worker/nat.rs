@@ -14,10 +14,9 @@
 //! be one for the pod; and what the node's kernel has translated, because it carries fragments and
 //! interfaces without XDP, must be answered through it.
 
-use std::collections::VecDeque;
 use std::net::IpAddr;
-use std::sync::Arc;
 
+use super::flow_orders::FlowOrders;
 use super::fragment::Cutter;
 use super::{Direction as Side, Worker};
 use crate::conntrack::{
@@ -27,7 +26,6 @@ use crate::crossing::{Nat, Routed};
 use crate::drop::DropReason;
 use crate::first_fragments::{Datagram, FirstFragments};
 use crate::frame::Packet;
-use crate::host_ports::HostPort;
 use crate::nat::{self, Quote};
 use crate::parse::{self, Addresses, ETHERNET_BYTES, Fragment, Headers, Parsed};
 use crate::port::{PacketIo, Partial, PortId};
@@ -39,8 +37,20 @@ const EXPIRED_PER_PASS: usize = 64;
 /// A busy worker looks for what has expired in one of so many passes.
 const PASSES_PER_EXPIRY: u64 = 16;
 
-/// Places of the table looked at in one pass for what is to be forgotten by order: some 40 µs.
-const SWEPT_PER_PASS: u32 = 1024;
+/// A packet of which the flow is to be found, on the worker of its pod.
+#[derive(Clone, Copy)]
+pub(super) struct Seen<'a> {
+    /// The newest tables.
+    pub tables: &'a Tables,
+    /// The pod that sends it, or that it is for.
+    pub pod: &'a PortSpec,
+    /// Its first frame.
+    pub head: &'a [u8],
+    /// Its headers.
+    pub headers: &'a Headers,
+    /// When.
+    pub now_ns: u64,
+}
 
 /// What becomes of the addresses and ports of a packet.
 #[derive(Clone, Copy)]
@@ -90,55 +100,37 @@ pub(super) struct Flows {
     pub table: FlowTable,
     /// What was decided about datagrams of pods with host ports; `None`: they go on as they are.
     fragments: FirstFragments<Option<Reply>>,
-    /// Host ports whose flows are to be forgotten, and where in the table the search for them goes
-    /// on.
-    sweeps: VecDeque<(Arc<[HostPort]>, u32)>,
+    /// What control has ordered, and takes several passes.
+    pub orders: FlowOrders,
 }
 
 impl Flows {
     /// With what is known of flows already. `seed` must be random and secret.
     pub fn new(table: FlowTable, seed: u64) -> Flows {
-        Flows { table, fragments: FirstFragments::new(seed), sweeps: VecDeque::new() }
+        Flows { table, fragments: FirstFragments::new(seed), orders: FlowOrders::default() }
     }
 
-    /// Will forget what was asked at these host ports.
-    pub fn forget(&mut self, host_ports: Arc<[HostPort]>) {
-        self.sweeps.push_back((host_ports, 0));
+    /// Goes on with what control has ordered.
+    pub fn obey(&mut self, now_ns: u64) {
+        self.orders.proceed(&mut self.table, now_ns);
     }
 
-    /// Whether there is something to forget that was ordered.
-    pub fn is_sweeping(&self) -> bool {
-        !self.sweeps.is_empty()
-    }
-
-    fn sweep(&mut self) {
-        let Some((host_ports, from)) = self.sweeps.front_mut() else { return };
-        let is_one = |flow: &Flow| {
-            let FlowKey { transport, dst, .. } = flow.original;
-            host_ports.iter().any(|host_port| host_port.covers(transport, dst))
-        };
-        match self.table.sweep(*from, SWEPT_PER_PASS, is_one) {
-            Some(next) => *from = next,
-            None => drop(self.sweeps.pop_front()),
-        }
+    /// Forgets the flows of a pod that is gone, at once.
+    pub fn retire_owner(&mut self, owner: PortId) {
+        self.orders.retire_owner(owner);
+        self.table.retire_owner(owner);
     }
 
     /// What to do with a packet that a pod with host ports sends; `None`: nothing.
-    pub fn find_reply(
-        &mut self,
-        tables: &Tables,
-        pod: &PortSpec,
-        head: &[u8],
-        headers: &Headers,
-        now_ns: u64,
-    ) -> Result<Option<Reply>, DropReason> {
+    pub fn find_reply(&mut self, seen: &Seen<'_>) -> Result<Option<Reply>, DropReason> {
+        let Seen { head, headers, now_ns, .. } = *seen;
         if headers.fragment == Fragment::Later {
             let verdict = self.fragments.recall(&datagram(headers), now_ns);
             return verdict.ok_or(DropReason::FragmentWithoutFirst);
         }
         let reply = match FlowKey::of_packet(head, headers) {
-            Some(key) => self.reply(tables, pod, &key, signal(&key, head, headers), now_ns)?,
-            None => self.error_in_reply(head, headers, now_ns),
+            Some(key) => self.reply(seen, &key)?,
+            None => self.error_in_reply(seen),
         };
         if headers.fragment == Fragment::First {
             self.fragments.remember(datagram(headers), reply, now_ns);
@@ -146,14 +138,9 @@ impl Flows {
         Ok(reply)
     }
 
-    fn reply(
-        &mut self,
-        tables: &Tables,
-        pod: &PortSpec,
-        key: &FlowKey,
-        signal: Option<Signal>,
-        now_ns: u64,
-    ) -> Result<Option<Reply>, DropReason> {
+    fn reply(&mut self, seen: &Seen<'_>, key: &FlowKey) -> Result<Option<Reply>, DropReason> {
+        let Seen { tables, pod, head, headers, now_ns } = *seen;
+        let signal = signal(key, head, headers);
         let Some((found, flow)) = self.find(key, now_ns) else {
             // A pod may open connections from any port. But what goes on with one that is not known
             // here may need another source address, which nobody knows: it must not leave as it is.
@@ -172,22 +159,16 @@ impl Flows {
 
     /// An ICMP error that a pod sends about a packet that it got. One about a flow that is not
     /// known goes on as it is: its receiver takes it for what it is, or has sent no such packet.
-    fn error_in_reply(&self, head: &[u8], headers: &Headers, now_ns: u64) -> Option<Reply> {
-        let quote = quote_of(head, headers)?;
-        let (found, flow) = self.find(&quote.key.inverse(), now_ns)?;
+    fn error_in_reply(&self, seen: &Seen<'_>) -> Option<Reply> {
+        let quote = quote_of(seen.head, seen.headers)?;
+        let (found, flow) = self.find(&quote.key.inverse(), seen.now_ns)?;
         let is_reply = found.direction() == Direction::Reply;
         Reply::of(&flow, Some(quote)).filter(|_| is_reply)
     }
 
-    /// What to do with a packet for a host port that leads to `pod`.
-    fn lead(
-        &mut self,
-        tables: &Tables,
-        pod: &PortSpec,
-        head: &[u8],
-        headers: &Headers,
-        now_ns: u64,
-    ) -> Result<Rewrite, DropReason> {
+    /// What to do with a packet for a host port that leads to the pod.
+    fn lead(&mut self, seen: &Seen<'_>) -> Result<Rewrite, DropReason> {
+        let Seen { tables, pod, head, headers, now_ns } = *seen;
         if let Some(quote) = quote_of(head, headers) {
             let found = self.find(&quote.key.inverse(), now_ns).filter(is_original_of(pod.id));
             let (_, flow) = found.ok_or(DropReason::IcmpErrorUnknownFlow)?;
@@ -229,16 +210,9 @@ impl Flows {
         }
     }
 
-    /// What to do with a packet for an address of `pod` itself; `None`: nothing.
-    fn track(
-        &mut self,
-        tables: &Tables,
-        pod: PortId,
-        nat: Nat,
-        head: &[u8],
-        headers: &Headers,
-        now_ns: u64,
-    ) -> Result<Option<Rewrite>, DropReason> {
+    /// What to do with a packet for an address of the pod itself; `None`: nothing.
+    fn track(&mut self, seen: &Seen<'_>, nat: Nat) -> Result<Option<Rewrite>, DropReason> {
+        let Seen { tables, pod: &PortSpec { id: pod, .. }, head, headers, now_ns } = *seen;
         let Some(key) = FlowKey::of_packet(head, headers) else {
             // A later fragment has the pod's address already. An error about a reply whose port was
             // changed speaks of the changed one.
@@ -340,12 +314,10 @@ impl<P: PacketIo> Worker<P> {
         let Parsed::Ip(mut headers) = parse::headers(head, packet.len())? else {
             return Err(DropReason::NatUntranslatable);
         };
-        let (flows, now_ns) = (&mut self.flows, self.now_ns);
+        let seen = Seen { tables, pod, head, headers: &headers, now_ns: self.now_ns };
         let rewrite = match nat {
-            Nat::HostPort => Some(flows.lead(tables, pod, head, &headers, now_ns)?),
-            Nat::None | Nat::Direct | Nat::FromNode => {
-                flows.track(tables, pod.id, nat, head, &headers, now_ns)?
-            }
+            Nat::HostPort => Some(self.flows.lead(&seen)?),
+            Nat::None | Nat::Direct | Nat::FromNode => self.flows.track(&seen, nat)?,
         };
         if let Some(rewrite) = rewrite {
             self.translate(packet, &mut headers, &rewrite, partial)?;
@@ -380,10 +352,8 @@ impl<P: PacketIo> Worker<P> {
         Ok(())
     }
 
-    /// Forgets what control has ordered, a part of it at a time, and, when there is time, what was
-    /// idle for too long.
+    /// Forgets what was idle for too long, when there is time.
     pub(super) fn forget_flows(&mut self, taken: usize) {
-        self.flows.sweep();
         if taken == 0 || self.counters.passes.get().is_multiple_of(PASSES_PER_EXPIRY) {
             self.flows.table.expire(self.now_ns, EXPIRED_PER_PASS);
         }

@@ -86,7 +86,7 @@ impl<P: PacketIo> Worker<P> {
         let newest = self.subscription.adopt().generation();
         let waiting = !self.commands.is_empty()
             || newest != self.tables.generation()
-            || self.flows.is_sweeping()
+            || !self.flows.orders.is_empty()
             || self.incoming.iter().any(|i| !i.is_empty());
         if !waiting {
             // Nothing wakes us when the kernel has room for what it could not take.
