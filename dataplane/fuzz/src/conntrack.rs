@@ -154,7 +154,10 @@ impl Play {
         let is_one = |flow: &Flow| flow.original.dst.port == port;
         let before = self.flows.len();
         self.flows.retain(|flow| flow.owner.0 != owner || !is_one(flow));
-        let forgotten = self.table.forget(PortId(owner), is_one);
+        let counted = self.counters.flows.get();
+        let is_it = |flow: &Flow| flow.owner == PortId(owner) && is_one(flow);
+        assert_eq!(self.table.sweep(0, u32::MAX, is_it), None);
+        let forgotten = counted - self.counters.flows.get();
         // It may find some that have expired as well.
         assert!(forgotten as usize >= before - self.flows.len());
     }

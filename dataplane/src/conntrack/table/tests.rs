@@ -198,7 +198,10 @@ fn run(table: &mut FlowTable, model: &mut Model, step: Step) -> Result<(), TestC
             let is_one = |flow: &Flow| flow.original.src.port == port;
             let before = model.flows.len();
             model.flows.retain(|flow| flow.owner.0 != owner || !is_one(flow));
-            let forgotten = table.forget(PortId(owner), is_one);
+            let counted = table.counters.flows.get();
+            let is_it = |flow: &Flow| flow.owner == PortId(owner) && is_one(flow);
+            prop_assert_eq!(table.sweep(0, u32::MAX, is_it), None);
+            let forgotten = counted - table.counters.flows.get();
             // It may find some that have expired as well.
             prop_assert!(forgotten as usize >= before - model.flows.len());
         }

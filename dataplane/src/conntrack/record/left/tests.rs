@@ -136,7 +136,7 @@ proptest! {
         prop_assert_eq!(table.records().iter().count() as u32, restored);
         assert_whole(&table, 100 * SECOND)?;
         table.retire_owner(PortId(0));
-        table.forget(PortId(1), |_| true);
+        table.sweep(0, u32::MAX, |flow| flow.owner == PortId(1));
         let later = (100 + 86_401) * SECOND;
         while table.expire(later, 64) > 0 {}
         prop_assert_eq!(table.records().iter().count(), 0);
