@@ -502,6 +502,20 @@ fn what_is_held_leaves_before_ports_and_tables_change() {
 }
 
 #[test]
+fn what_arrives_with_the_order_to_stop_is_not_held_for_ever() {
+    for (v6, family) in FAMILIES {
+        let mut node = Node::new(Setup::default());
+        let packets = segments(v6, &A, 3);
+        packets.iter().for_each(|packet| node.inject(UPLINK.id, packet.build()));
+        node.stop();
+        let sent = node.sent(A.id);
+        assert_eq!(sent.len(), 1, "{family}");
+        assert_eq!(sent[0].bytes, Packet::whole(&packets).forwarded(&A).build(), "{family}");
+        assert_eq!(node.all_drops(), [], "{family}");
+    }
+}
+
+#[test]
 fn segments_of_two_queues_are_merged_apart() {
     for (v6, family) in FAMILIES {
         let mut node = Node::new(Setup::default());

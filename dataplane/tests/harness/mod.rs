@@ -38,7 +38,7 @@ use dataplane::publish::Publisher;
 use dataplane::share::Share;
 use dataplane::sim::{Sent, SimPort};
 use dataplane::tables::{PortKind, PortSpec, Prefix, Tables, TablesInput, Uplink};
-use dataplane::worker::{BATCH_MAX, Command, Event, Worker, WorkerParts, queues};
+use dataplane::worker::{BATCH_MAX, Command, Event, Rest, Worker, WorkerParts, queues};
 use dataplane::xsk::area::Area;
 use dataplane::xsk::words::Words;
 use rtrb::{Consumer, Producer};
@@ -627,6 +627,17 @@ impl Node {
         }
     }
 
+    /// Stops all workers, one after another, for good: what they have not sent then is lost.
+    pub fn stop(&mut self) {
+        for mut side in std::mem::take(&mut self.sides) {
+            side.commands.push(Command::Stop).expect("the queue of orders has room");
+            side.worker.run(Rest::new().expect("a descriptor"));
+            let counters = &side.counters;
+            assert!(counters.packets_conserved(), "packet law at the end: {counters:#?}");
+            assert!(counters.frames_conserved(), "frame law at the end: {counters:#?}");
+        }
+    }
+
     /// Takes the answers of the workers, and with them the rings of removed ports.
     fn collect(&mut self) {
         for side in &mut self.sides {
@@ -772,7 +783,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if !std::thread::panicking() {
+        if !std::thread::panicking() && !self.sides.is_empty() {
             self.assert_nothing_leaked();
         }
     }
