@@ -17,15 +17,11 @@ mod tests;
 use std::io;
 
 use dataplane::conntrack::{FlowKey, Transport};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use rustix::io::Errno;
 
-use message::{Content, messages};
+use crate::nfnetlink::Connection;
+use message::{Content, Message};
 pub use purge::{Purge, Serving};
-
-/// Room for one part of a list: the kernel fills up to 32 kB at a time
-/// (net/netlink/af_netlink.c, `netlink_dump`).
-const RECEIVE_BYTES: usize = 64 << 10;
 
 /// How often a list is begun again when the kernel says that its table was rebuilt meanwhile, as
 /// it is when its number of buckets changes.
@@ -115,12 +111,11 @@ pub enum KernelFlowError {
 
 /// A conversation about the flows of the network namespace in which it was opened.
 pub struct KernelFlows {
-    listing: Socket,
+    listing: Connection,
     /// A second socket, so that flows can be deleted while the list goes on: it is never held in
     /// memory as a whole.
-    deleting: Socket,
+    deleting: Connection,
     sequence: u32,
-    received: Vec<u8>,
 }
 
 impl KernelFlows {
@@ -129,10 +124,9 @@ impl KernelFlows {
     /// # Errors
     /// [`KernelFlowError::Socket`].
     pub fn open() -> Result<KernelFlows, KernelFlowError> {
-        let listing = socket().map_err(KernelFlowError::Socket)?;
-        let deleting = socket().map_err(KernelFlowError::Socket)?;
-        let received = Vec::with_capacity(RECEIVE_BYTES);
-        Ok(KernelFlows { listing, deleting, sequence: 0, received })
+        let listing = Connection::open().map_err(KernelFlowError::Socket)?;
+        let deleting = Connection::open().map_err(KernelFlowError::Socket)?;
+        Ok(KernelFlows { listing, deleting, sequence: 0 })
     }
 
     /// All flows of TCP, UDP and SCTP, in no order: 80 bytes each. Queries of ICMP are left out,
@@ -160,7 +154,7 @@ impl KernelFlows {
     /// See [`KernelFlowError`].
     pub fn delete(&mut self, flow: &KernelFlow) -> Result<bool, KernelFlowError> {
         self.sequence = self.sequence.wrapping_add(1);
-        delete(&self.deleting, &mut Vec::with_capacity(RECEIVE_BYTES), self.sequence, flow)
+        delete(&mut self.deleting, self.sequence, flow)
     }
 
     /// Deletes every flow that `is_one`, and returns how many.
@@ -185,13 +179,12 @@ impl KernelFlows {
         mut is_one: impl FnMut(&KernelFlow) -> bool,
     ) -> Result<u32, KernelFlowError> {
         let mut purged = 0;
-        let mut answer = Vec::with_capacity(RECEIVE_BYTES);
         for _ in 0..LIST_TRIES {
             let mut sequence = 0;
             if self.walk(selection, |deleting, flow| {
                 if is_one(flow) {
                     sequence += 1;
-                    purged += u32::from(delete(deleting, &mut answer, sequence, flow)?);
+                    purged += u32::from(delete(deleting, sequence, flow)?);
                 }
                 Ok(())
             })? {
@@ -205,52 +198,43 @@ impl KernelFlows {
     fn walk(
         &mut self,
         selection: Selection,
-        mut each: impl FnMut(&Socket, &KernelFlow) -> Result<(), KernelFlowError>,
+        mut each: impl FnMut(&mut Connection, &KernelFlow) -> Result<(), KernelFlowError>,
     ) -> Result<bool, KernelFlowError> {
         const OPERATION: &str = "list";
         // An earlier list whose reader gave up: the kernel has one list per socket at a time.
-        self.drain()?;
+        while self.listing.receive().map_err(failed(OPERATION))?.is_some() {}
         self.sequence = self.sequence.wrapping_add(1);
-        send(&self.listing, &message::list(self.sequence, selection), OPERATION)?;
+        let question = message::list(self.sequence, selection);
+        self.listing.send(&question).map_err(failed(OPERATION))?;
         let mut is_whole = true;
-        loop {
-            // The kernel writes the next part while it is asked for one (`netlink_recvmsg`), so
-            // what is not there will not come.
-            if !receive(&self.listing, &mut self.received, OPERATION)? {
-                return Ok(false);
-            }
-            for message in messages(&self.received) {
+        while let Some(messages) = self.listing.receive().map_err(failed(OPERATION))? {
+            for message in messages.filter_map(|received| Message::read(&received)) {
                 if message.sequence != self.sequence {
                     continue;
                 }
                 is_whole &= !message.is_interrupted;
                 match message.content {
-                    Content::Flow(flow) => each(&self.deleting, &flow)?,
+                    Content::Flow(flow) => each(&mut self.deleting, &flow)?,
                     Content::End(None) => return Ok(is_whole),
                     Content::End(Some(errno)) => return Err(refused(OPERATION, errno)),
                     Content::Other => {}
                 }
             }
         }
-    }
-
-    fn drain(&mut self) -> Result<(), KernelFlowError> {
-        while receive(&self.listing, &mut self.received, "list")? {}
-        Ok(())
+        Ok(false)
     }
 }
 
 fn delete(
-    socket: &Socket,
-    received: &mut Vec<u8>,
+    connection: &mut Connection,
     sequence: u32,
     flow: &KernelFlow,
 ) -> Result<bool, KernelFlowError> {
     const OPERATION: &str = "delete";
-    send(socket, &message::delete(sequence, flow), OPERATION)?;
-    // The kernel has worked on it within `sendto`: the answer is there.
-    while receive(socket, received, OPERATION)? {
-        for message in messages(received).filter(|message| message.sequence == sequence) {
+    connection.send(&message::delete(sequence, flow)).map_err(failed(OPERATION))?;
+    while let Some(messages) = connection.receive().map_err(failed(OPERATION))? {
+        let ours = messages.filter(|received| received.sequence == sequence);
+        for message in ours.filter_map(|received| Message::read(&received)) {
             if let Content::End(errno) = message.content {
                 return match errno {
                     None => Ok(true),
@@ -260,39 +244,12 @@ fn delete(
             }
         }
     }
-    let source = io::ErrorKind::UnexpectedEof.into();
-    Err(KernelFlowError::Failed { operation: OPERATION, source })
+    Err(failed(OPERATION)(io::ErrorKind::UnexpectedEof.into()))
 }
 
-fn socket() -> io::Result<Socket> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.set_non_blocking(true)?;
-    // Answers then repeat only the header of the message they are about.
-    socket.set_cap_ack(true)?;
-    Ok(socket)
-}
-
-fn send(socket: &Socket, bytes: &[u8], operation: &'static str) -> Result<(), KernelFlowError> {
-    let sent = socket.send_to(bytes, &SocketAddr::new(0, 0), 0);
-    sent.map(|_| ()).map_err(|source| KernelFlowError::Failed { operation, source })
-}
-
-/// Takes the next datagram. False if there is none.
-fn receive(
-    socket: &Socket,
-    received: &mut Vec<u8>,
-    operation: &'static str,
-) -> Result<bool, KernelFlowError> {
-    loop {
-        received.clear();
-        match socket.recv(received, 0) {
-            Ok(_) => return Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(source) => return Err(KernelFlowError::Failed { operation, source }),
-        }
-    }
+/// The error for a socket that failed.
+fn failed(operation: &'static str) -> impl Fn(io::Error) -> KernelFlowError {
+    move |source| KernelFlowError::Failed { operation, source }
 }
 
 fn refused(operation: &'static str, errno: Errno) -> KernelFlowError {

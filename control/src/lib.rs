@@ -18,6 +18,7 @@ pub mod journal;
 pub mod metrics;
 pub mod netdev;
 pub mod netlink;
+mod nfnetlink;
 pub mod nft;
 pub mod node;
 pub mod report;

@@ -12,18 +12,10 @@ use rustix::io::Errno;
 use super::{KernelFlow, Selection};
 use crate::genetlink::{attribute, nest, put};
 use crate::netlink::errno_of;
+use crate::nfnetlink::{ACK, DUMP, KIND_DONE, KIND_ERROR, Received, put_request, u32_at};
 
-/// Bytes of `struct nlmsghdr` and `struct nfgenmsg`.
-const NETLINK_HEADER_BYTES: usize = 16;
-const NETFILTER_HEADER_BYTES: usize = 4;
-
-// linux/netlink.h
-const NLM_F_REQUEST: u16 = 0x001;
-const NLM_F_ACK: u16 = 0x004;
-const NLM_F_DUMP_INTR: u16 = 0x010;
-const NLM_F_DUMP: u16 = 0x300;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
+/// `NLM_F_DUMP_INTR`: the table changed during the list.
+const INTERRUPTED: u16 = 0x010;
 
 /// `NFNL_SUBSYS_CTNETLINK`, the upper byte of every message type.
 const SUBSYSTEM: u8 = 1;
@@ -76,7 +68,7 @@ pub(super) fn list(sequence: u32, selection: Selection) -> Vec<u8> {
         Selection::All => UNSPECIFIED,
         Selection::Asked { is_v4, .. } => family(is_v4),
     };
-    request(sequence, GET, NLM_F_DUMP, family, |out| {
+    request(sequence, GET, DUMP, family, |out| {
         let Selection::Asked { transport, port, .. } = selection else {
             return;
         };
@@ -96,7 +88,7 @@ pub(super) fn list(sequence: u32, selection: Selection) -> Vec<u8> {
 pub(super) fn delete(sequence: u32, flow: &KernelFlow) -> Vec<u8> {
     let KernelFlow { id, zone, original, .. } = flow;
     let family = family(original.src.address.is_ipv4());
-    request(sequence, DELETE, NLM_F_ACK, family, |out| {
+    request(sequence, DELETE, ACK, family, |out| {
         nest(out, CTA_TUPLE_ORIG, |tuple| put_key(tuple, original));
         put(out, CTA_ID, &id.to_be_bytes());
         // A kernel without zones refuses even zone 0 by name.
@@ -137,14 +129,10 @@ fn request(
     family: u8,
     content: impl FnOnce(&mut Vec<u8>),
 ) -> Vec<u8> {
-    let mut bytes = vec![0; NETLINK_HEADER_BYTES];
-    bytes.extend([family, 0, 0, 0]);
-    content(&mut bytes);
-    let length = u32::try_from(bytes.len()).expect("a request is some hundred bytes");
-    bytes[0..4].copy_from_slice(&length.to_ne_bytes());
-    bytes[4..6].copy_from_slice(&u16::from_be_bytes([SUBSYSTEM, kind]).to_ne_bytes());
-    bytes[6..8].copy_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
-    bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
+    let (mut attributes, mut bytes) = (Vec::new(), Vec::new());
+    content(&mut attributes);
+    let kind = u16::from_be_bytes([SUBSYSTEM, kind]);
+    put_request(&mut bytes, kind, flags, sequence, [family, 0, 0, 0], &attributes);
     bytes
 }
 
@@ -170,31 +158,23 @@ pub(super) enum Content {
     Other,
 }
 
-/// The messages of a datagram; ends early where the bytes make no sense.
-pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message> + '_ {
-    std::iter::from_fn(move || {
-        let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
-        let message = read(bytes.get(..length)?)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(message)
-    })
-}
-
-fn read(bytes: &[u8]) -> Option<Message> {
-    let (header, payload) = bytes.split_first_chunk::<NETLINK_HEADER_BYTES>()?;
-    let half = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
-    let sequence = u32::from_ne_bytes([header[8], header[9], header[10], header[11]]);
-    let is_interrupted = half(6) & NLM_F_DUMP_INTR != 0;
-    let kind = half(4);
-    let content = if kind == NLMSG_ERROR || kind == NLMSG_DONE {
-        let code = i32::from_ne_bytes(*payload.first_chunk()?);
-        Content::End((code != 0).then(|| errno_of(code)))
-    } else {
-        let attributes = payload.get(NETFILTER_HEADER_BYTES..)?;
-        let is_flow = kind == u16::from_be_bytes([SUBSYSTEM, NEW]);
-        is_flow.then(|| flow(attributes)).flatten().map_or(Content::Other, Content::Flow)
-    };
-    Some(Message { sequence, is_interrupted, content })
+impl Message {
+    /// `None` if it is too short to say anything.
+    pub(super) fn read(received: &Received<'_>) -> Option<Message> {
+        let Received { kind, flags, sequence, payload, .. } = *received;
+        let content = if kind == KIND_ERROR || kind == KIND_DONE {
+            let code = u32_at(payload, 0)?.cast_signed();
+            Content::End((code != 0).then(|| errno_of(code)))
+        } else {
+            match received.of(SUBSYSTEM) {
+                Some((NEW, _, attributes)) => {
+                    flow(attributes).map_or(Content::Other, Content::Flow)
+                }
+                _ => Content::Other,
+            }
+        };
+        Some(Message { sequence, is_interrupted: flags & INTERRUPTED != 0, content })
+    }
 }
 
 /// The flow that attributes describe, if it is one of those we follow.

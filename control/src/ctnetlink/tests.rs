@@ -2,9 +2,14 @@
 
 use proptest::prelude::*;
 
-use super::message::{Content, Message, delete, list, messages};
+use super::message::{Content, Message, delete, list};
 use super::*;
+use crate::nfnetlink;
 use dataplane::conntrack::Endpoint;
+
+fn messages(bytes: &[u8]) -> impl Iterator<Item = Message> {
+    nfnetlink::messages(bytes).filter_map(|received| Message::read(&received))
+}
 
 fn end(is_v4: bool, address: u128, port: u16) -> Endpoint {
     let address = match is_v4 {

@@ -1,12 +1,11 @@
 //! Bytes of nf_tables netlink messages: attributes, messages, batches; and how to take received
-//! bytes apart again.
+//! attributes apart again.
 //!
 //! netlink headers are in host byte order, nf_tables integers in network byte order
 //! (include/uapi/linux/netlink.h, include/uapi/linux/netfilter/nf_tables.h).
 
-/// Bytes of `struct nlmsghdr` and of `struct nfgenmsg`, the two headers of every message.
-const NETLINK_HEADER_LEN: usize = 16;
-const NETFILTER_HEADER_LEN: usize = 4;
+use crate::nfnetlink::{ACK, DUMP, NETFILTER_HEADER_LEN, NETLINK_HEADER_LEN, put_request, u16_at};
+
 /// Bytes of `struct nlattr`.
 const ATTRIBUTE_HEADER_LEN: usize = 4;
 /// `NLA_F_NESTED`: the payload of the attribute is attributes.
@@ -14,10 +13,7 @@ const NESTED: u16 = 1 << 15;
 /// The bits of an attribute type that are not flags (`NLA_TYPE_MASK`).
 const ATTRIBUTE_TYPE_MASK: u16 = 0x3fff;
 
-/// `NLM_F_REQUEST`, `NLM_F_ACK`, `NLM_F_DUMP`, `NLM_F_CREATE`, `NLM_F_APPEND`.
-const REQUEST: u16 = 0x001;
-const ACK: u16 = 0x004;
-const DUMP: u16 = 0x300;
+/// `NLM_F_CREATE`, `NLM_F_APPEND`.
 const CREATE: u16 = 0x400;
 const APPEND: u16 = 0x800;
 
@@ -219,58 +215,14 @@ impl Batch {
     ) {
         let mut attributes = Attributes::default();
         content(&mut attributes);
-        let headers = NETLINK_HEADER_LEN + NETFILTER_HEADER_LEN;
-        let len = u32::try_from(headers + attributes.bytes.len())
-            .expect("a message holds one bounded list");
         let sequence = u32::try_from(self.steps.len()).expect("a batch has few messages");
         let start = self.bytes.len();
-        self.bytes.extend_from_slice(&len.to_ne_bytes());
-        self.bytes.extend_from_slice(&full_kind.to_ne_bytes());
-        self.bytes.extend_from_slice(&(flags | REQUEST).to_ne_bytes());
-        self.bytes.extend_from_slice(&sequence.to_ne_bytes());
-        self.bytes.extend_from_slice(&0u32.to_ne_bytes()); // port id: the kernel fills in ours
-        self.bytes.extend_from_slice(&header);
-        self.bytes.extend_from_slice(&attributes.bytes);
+        put_request(&mut self.bytes, full_kind, flags, sequence, header, &attributes.bytes);
+        let headers = NETLINK_HEADER_LEN + NETFILTER_HEADER_LEN;
         let expressions =
             attributes.expressions.into_iter().map(|(at, name)| (at + headers, name)).collect();
         self.steps.push(Step { start, kind, object, expressions });
     }
-}
-
-/// A received message: header fields and what follows the header.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Received<'a> {
-    pub(super) kind: u16,
-    pub(super) flags: u16,
-    pub(super) sequence: u32,
-    pub(super) port_id: u32,
-    pub(super) payload: &'a [u8],
-}
-
-impl<'a> Received<'a> {
-    /// Message type, family and attributes, if this is a message of nf_tables.
-    pub(super) fn nf_tables(&self) -> Option<(u8, u8, &'a [u8])> {
-        let [subsystem, kind] = self.kind.to_be_bytes();
-        let (header, attributes) = self.payload.split_at_checked(NETFILTER_HEADER_LEN)?;
-        (subsystem == SUBSYSTEM).then_some((kind, *header.first()?, attributes))
-    }
-}
-
-/// The messages of a datagram; ends early where the bytes make no sense.
-pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
-    std::iter::from_fn(move || {
-        let len = usize::try_from(u32_at(bytes, 0)?).ok()?;
-        let payload = bytes.get(NETLINK_HEADER_LEN..len)?;
-        let received = Received {
-            kind: u16_at(bytes, 4)?,
-            flags: u16_at(bytes, 6)?,
-            sequence: u32_at(bytes, 8)?,
-            port_id: u32_at(bytes, 12)?,
-            payload,
-        };
-        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some(received)
-    })
 }
 
 /// The attributes in `bytes` as type and payload; ends early where the bytes make no sense.
@@ -284,21 +236,12 @@ pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
     })
 }
 
-/// Two bytes in host order.
-fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
-}
-
-/// Four bytes in host order.
-pub(super) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(*bytes.get(offset..)?.first_chunk()?))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::nfnetlink::{REQUEST, messages};
 
     #[test]
     fn a_message_reads_back_as_it_was_written() {
@@ -314,7 +257,7 @@ mod tests {
         assert_eq!(received[0].payload, [0, 0, 0, 10]);
         assert_eq!((received[1].kind, received[1].sequence), (10 << 8, 1));
         assert_eq!(received[1].flags, REQUEST | ACK | CREATE | APPEND);
-        let (kind, family, rest) = received[1].nf_tables().unwrap();
+        let (kind, family, rest) = received[1].of(SUBSYSTEM).unwrap();
         assert_eq!((kind, family), (message::NEWTABLE, FAMILY_INET));
         let read: Vec<_> = attributes(rest).collect();
         assert_eq!(read[0], (TABLE_NAME, &b"abc\0"[..]));
@@ -346,7 +289,7 @@ mod tests {
         #[test]
         fn no_received_bytes_panic_or_loop(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             for received in messages(&bytes) {
-                let _ = received.nf_tables();
+                let _ = received.of(SUBSYSTEM);
                 prop_assert!(attributes(received.payload).count() <= bytes.len() / 4);
             }
             prop_assert!(messages(&bytes).count() <= bytes.len() / NETLINK_HEADER_LEN);

@@ -1,28 +1,20 @@
 //! The netlink socket through which the table is written, and what the kernel's answers mean.
-//!
-//! The kernel works on a batch inside `sendto`, so every answer is in the receive queue when the
-//! call returns. Hence the socket never blocks: an answer that is not there will not come.
 
 use std::io;
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use netlink_sys::SocketAddr;
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_send_buffer_size_force;
 
 use super::NftError;
-use super::encode::{Batch, Received, Step, attributes, message, messages, u32_at};
+use super::encode::{Batch, SUBSYSTEM, Step, attributes, message};
+use crate::nfnetlink::{Connection, KIND_DONE, KIND_ERROR, Received, u32_at};
 
 /// Largest batch: one message to netlink must fit the send buffer. A prefix takes up to 80 bytes
 /// and may be both in `pods` and `direct`, a host port takes up to 190: this is room for 25,000 of
 /// the former and 65,536 of the latter, which is as many as the XDP program's maps hold.
 const SEND_BUFFER_BYTES: usize = 16 << 20;
-/// Room for the largest datagram of acknowledgements; each is a few dozen bytes.
-pub(super) const RECEIVE_BUFFER_BYTES: usize = 64 << 10;
 
-/// `NLMSG_ERROR`: an acknowledgement or an error.
-const KIND_ERROR: u16 = 2;
-/// `NLMSG_DONE`: the end of a list, with an error number or 0.
-const KIND_DONE: u16 = 3;
 /// `NLM_F_ACK_TLVS`: attributes that explain follow the error.
 const FLAG_EXPLAINED: u16 = 0x200;
 /// Bytes of `struct nlmsgerr`: the error and the header of the message it is about.
@@ -33,9 +25,8 @@ const EXPLANATION_OFFSET: u16 = 2;
 
 /// An open socket, known to the kernel by its port id.
 pub(super) struct Exchange {
-    socket: Socket,
+    connection: Connection,
     port_id: u32,
-    received: Vec<u8>,
 }
 
 /// What the kernel said about one message.
@@ -52,8 +43,7 @@ struct Answer {
 impl Exchange {
     /// Opens the socket in the network namespace of the calling thread.
     pub(super) fn open() -> Result<Exchange, NftError> {
-        let (socket, port_id) = open().map_err(socket_error)?;
-        Ok(Exchange { socket, port_id, received: Vec::with_capacity(RECEIVE_BUFFER_BYTES) })
+        open().map_err(socket_error)
     }
 
     /// The id under which the kernel announces what this socket changed.
@@ -94,7 +84,7 @@ impl Exchange {
         let mut found = None;
         self.send(question)?;
         self.receive(|message| {
-            found = Some(match (answer(message), message.nf_tables()) {
+            found = Some(match (answer(message), message.of(SUBSYSTEM)) {
                 (None, Some((_, _, object))) => Ok(read(object)),
                 (Some(answer), _) if answer.errno != Errno::NOENT.raw_os_error() => Err(answer),
                 _ => Ok(None),
@@ -107,9 +97,7 @@ impl Exchange {
         }
     }
 
-    /// Asks for a list and gives each message of it to `each`. When one part is taken out of the
-    /// receive queue the kernel puts the next one in (net/netlink/af_netlink.c, `netlink_recvmsg`),
-    /// so here too what is not there will not come.
+    /// Asks for a list and gives each message of it to `each`.
     pub(super) fn list(
         &mut self,
         question: &Batch,
@@ -131,33 +119,25 @@ impl Exchange {
     }
 
     fn send(&mut self, batch: &Batch) -> Result<(), NftError> {
-        let kernel = SocketAddr::new(0, 0);
-        let sent = self.socket.send_to(batch.bytes(), &kernel, 0);
-        sent.map(|_| ()).map_err(|source| NftError::Exchange { source })
+        self.connection.send(batch.bytes()).map_err(|source| NftError::Exchange { source })
     }
 
     fn receive(&mut self, mut each: impl FnMut(&Received<'_>)) -> Result<(), NftError> {
-        loop {
-            self.received.clear();
-            match self.socket.recv(&mut self.received, 0) {
-                Ok(_) => messages(&self.received).for_each(|message| each(&message)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(NftError::Exchange { source }),
-            }
+        let failed = |source| NftError::Exchange { source };
+        while let Some(messages) = self.connection.receive().map_err(failed)? {
+            messages.for_each(|message| each(&message));
         }
+        Ok(())
     }
 }
 
-fn open() -> io::Result<(Socket, u32)> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    let port_id = socket.bind_auto()?.port_number();
-    socket.set_non_blocking(true)?;
-    socket.set_ext_ack(true)?;
-    // Answers then repeat only the header of the message they are about, not its content.
-    socket.set_cap_ack(true)?;
-    set_socket_send_buffer_size_force(&socket, SEND_BUFFER_BYTES)?;
-    Ok((socket, port_id))
+fn open() -> io::Result<Exchange> {
+    let connection = Connection::open()?;
+    let mut address = SocketAddr::new(0, 0);
+    connection.socket.get_address(&mut address)?;
+    connection.socket.set_ext_ack(true)?;
+    set_socket_send_buffer_size_force(&connection.socket, SEND_BUFFER_BYTES)?;
+    Ok(Exchange { connection, port_id: address.port_number() })
 }
 
 /// What it means that a netfilter socket cannot be opened.

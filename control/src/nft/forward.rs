@@ -13,9 +13,11 @@ use std::net::IpAddr;
 
 use super::NftError;
 use super::encode::{
-    Batch, FAMILY_INET, FAMILY_UNSPECIFIED, TABLE_NAME, attributes, message, u32_at,
+    Batch, FAMILY_INET, FAMILY_UNSPECIFIED, SUBSYSTEM, TABLE_NAME, attributes, message,
 };
 use super::exchange::Exchange;
+use crate::genetlink::attribute;
+use crate::nfnetlink::u32_at;
 
 /// `NFPROTO_IPV4` and `NFPROTO_IPV6`; iptables-nft writes into these families.
 const FAMILY_IPV4: u8 = 2;
@@ -99,7 +101,7 @@ pub(super) fn dropping(exchange: &mut Exchange) -> Result<Vec<ForwardChain>, Nft
     let mut found: Vec<(u8, ForwardChain)> = Vec::new();
     let question = Batch::list(message::GETCHAIN, FAMILY_UNSPECIFIED, |_| ());
     exchange.list(&question, |part| {
-        if let Some((message::NEWCHAIN, family, rest)) = part.nf_tables() {
+        if let Some((message::NEWCHAIN, family, rest)) = part.of(SUBSYSTEM) {
             found.extend(dropping_chain(family, rest).map(|chain| (family, chain)));
         }
     })?;
@@ -108,7 +110,7 @@ pub(super) fn dropping(exchange: &mut Exchange) -> Result<Vec<ForwardChain>, Nft
         let question = Batch::list(message::GETRULE, *family, |list| list.text(TABLE_NAME, &table));
         exchange.list(&question, |part| {
             // A kernel that does not filter by table lists them all.
-            if let Some((message::NEWRULE, _, rest)) = part.nf_tables()
+            if let Some((message::NEWRULE, _, rest)) = part.of(SUBSYSTEM)
                 && text(rest, TABLE_NAME).as_deref() == Some(table.as_str())
             {
                 chain.accepted.extend(accepted(rest));
@@ -226,10 +228,6 @@ fn filled<const LEN: usize>(value: &[u8]) -> Option<[u8; LEN]> {
     Some(bytes)
 }
 
-fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
-}
-
 /// A number in network byte order.
 fn number(bytes: &[u8], wanted: u16) -> Option<u32> {
     u32_at(attribute(bytes, wanted)?, 0).map(u32::from_be)
@@ -246,13 +244,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::nft::encode::{Attributes, messages};
+    use crate::nfnetlink::messages;
+    use crate::nft::encode::Attributes;
 
     /// The attributes of a message that holds what `content` writes.
     fn written(content: impl FnOnce(&mut Attributes)) -> Vec<u8> {
         let batch = Batch::list(message::NEWRULE, FAMILY_IPV4, content);
         let message = messages(batch.bytes()).next().expect("a message");
-        message.nf_tables().expect("of nf_tables").2.to_vec()
+        message.of(SUBSYSTEM).expect("of nf_tables").2.to_vec()
     }
 
     fn chain(hook: u32, policy: u32) -> Vec<u8> {

@@ -222,7 +222,8 @@ mod tests {
     use dataplane::conntrack::Transport;
 
     use super::*;
-    use crate::nft::encode::{message, messages};
+    use crate::nfnetlink::messages;
+    use crate::nft::encode::{SUBSYSTEM, message};
 
     fn entry(address: &str, port: u16, serving: &str) -> HostPortEntry {
         let address = match address {
@@ -240,7 +241,7 @@ mod tests {
     /// Messages of a batch by their type, without its frame.
     fn kinds(batch: &Batch) -> Vec<u8> {
         let all = messages(batch.bytes());
-        all.filter_map(|received| received.nf_tables().map(|(kind, ..)| kind)).collect()
+        all.filter_map(|received| received.of(SUBSYSTEM).map(|(kind, ..)| kind)).collect()
     }
 
     #[test]

@@ -8,9 +8,11 @@ use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 
-use super::encode::{FAMILY_INET, Received, TABLE_NAME, attributes, messages};
-use super::exchange::{RECEIVE_BUFFER_BYTES, socket_error};
+use super::encode::{FAMILY_INET, SUBSYSTEM, TABLE_NAME};
+use super::exchange::socket_error;
 use super::{NftError, TABLE};
+use crate::genetlink::attribute;
+use crate::nfnetlink::{RECEIVE_BYTES, Received, messages};
 
 /// `NFNLGRP_NFTABLES` (include/uapi/linux/netfilter/nfnetlink.h): every committed change.
 const GROUP_NFTABLES: u32 = 7;
@@ -35,7 +37,7 @@ pub struct NftMonitor {
 impl NftMonitor {
     pub(super) fn open(own_port_id: u32) -> Result<NftMonitor, NftError> {
         let socket = subscribe().map_err(socket_error)?;
-        let received = Vec::with_capacity(RECEIVE_BUFFER_BYTES);
+        let received = Vec::with_capacity(RECEIVE_BYTES);
         Ok(NftMonitor { socket, own_port_id, received })
     }
 
@@ -88,11 +90,11 @@ fn subscribe() -> io::Result<Socket> {
 /// A notification bears the port id of the socket that asked for the change, and the table's name
 /// if it is about a table or something in one.
 fn is_foreign_change(message: &Received<'_>, own_port_id: u32) -> bool {
-    let Some((_, family, rest)) = message.nf_tables() else {
+    let Some((_, family, rest)) = message.of(SUBSYSTEM) else {
         return false;
     };
-    let named = attributes(rest).find(|(kind, _)| *kind == TABLE_NAME);
-    let ours = named.is_some_and(|(_, name)| name.strip_suffix(b"\0") == Some(TABLE.as_bytes()));
+    let named = attribute(rest, TABLE_NAME);
+    let ours = named.is_some_and(|name| name.strip_suffix(b"\0") == Some(TABLE.as_bytes()));
     family == FAMILY_INET && ours && message.port_id != own_port_id
 }
 

@@ -34,11 +34,12 @@
 use super::conditions::{
     came_in_on, destination_was_translated, does_not_leave_by, family_is, in_set, not_in_set,
 };
-use super::encode::{Batch, TABLE_NAME, attributes, message};
+use super::encode::{Batch, TABLE_NAME, message};
 use super::expressions::{End, Expression, Field, OBJECT_COUNTER};
 use super::host_port_rules::{self, Devices, GUARDED};
 use super::intervals::{Family, difference, union};
 use super::{Guarded, NftConfig, TABLE, host_ports, sets};
+use crate::genetlink::attribute;
 
 const PODS: &str = "pods";
 const DIRECT: &str = "direct";
@@ -207,10 +208,6 @@ pub(super) fn counter_question(name: &str) -> Batch {
 
 /// What an answer to [`counter_question`] says, from its attributes.
 pub(super) fn counted(object: &[u8]) -> Option<Guarded> {
-    let attribute = |bytes, wanted| {
-        let mut all = attributes(bytes);
-        all.find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
-    };
     let data = attribute(object, 4)?; // NFTA_OBJ_DATA
     let number = |kind| Some(u64::from_be_bytes(attribute(data, kind)?.try_into().ok()?));
     Some(Guarded { bytes: number(1)?, packets: number(2)? })
@@ -223,7 +220,8 @@ mod tests {
     use ipnet::{IpNet, Ipv6Net};
 
     use super::*;
-    use crate::nft::encode::messages;
+    use crate::nfnetlink::messages;
+    use crate::nft::encode::SUBSYSTEM;
 
     fn config(pod_cidrs: Vec<IpNet>) -> NftConfig<'static> {
         NftConfig {
@@ -246,7 +244,7 @@ mod tests {
     /// Message types of a batch, without its frame.
     fn kinds(batch: &Batch) -> Vec<u8> {
         let all = messages(batch.bytes());
-        all.filter_map(|received| received.nf_tables().map(|(kind, ..)| kind)).collect()
+        all.filter_map(|received| received.of(SUBSYSTEM).map(|(kind, ..)| kind)).collect()
     }
 
     #[test]
