@@ -3,21 +3,21 @@
 //!
 //! A client, a node with rules that translate, and two pods, each a network namespace.
 
-use std::fs::File;
+mod namespace;
+
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd};
-use std::process::Command;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use control::ctnetlink::{KernelFlow, KernelFlows, Purge, Selection, Serving};
-use control::endpoint::in_namespace;
 use dataplane::conntrack::{Endpoint, FlowKey, Transport};
 use dataplane::host_ports::{HostAddress, HostPort, HostPorts, Masquerade, Target};
 use dataplane::port::PortId;
+use namespace::Namespace;
 
 /// How long a datagram may take before the test takes it for lost.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -32,41 +32,6 @@ const NODE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 const CLIENT: [&str; 2] = ["192.0.2.9", "2001:db8::9"];
 /// Of each pod the last number.
 const PODS: [&str; 2] = ["10.9.0.", "fd09::"];
-
-/// A network namespace that lives as long as this value, whatever becomes of the test.
-struct Namespace(File);
-
-impl Namespace {
-    fn new() -> Namespace {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("ctnetlink-{}-{count}", std::process::id());
-        run(&format!("ip netns add {name}"));
-        let file = File::open(format!("/run/netns/{name}")).expect("open the namespace");
-        // The name goes at once; the descriptor keeps the namespace.
-        run(&format!("ip netns del {name}"));
-        Namespace(file)
-    }
-
-    /// Runs a closure on this thread inside the namespace.
-    fn visit<T>(&self, visit: impl FnOnce() -> T) -> T {
-        in_namespace(self.0.as_fd(), visit).expect("visit the namespace")
-    }
-
-    /// Runs a command inside.
-    fn run(&self, command: &str) {
-        self.visit(|| run(command));
-    }
-}
-
-/// Runs a command; its words are separated by blanks.
-fn run(command: &str) {
-    let mut words = command.split_whitespace();
-    let program = words.next().expect("a command has a name");
-    let output = Command::new(program).args(words).output().expect("start the command");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command}: {errors}");
-}
 
 fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + DEADLINE;

@@ -5,6 +5,7 @@
 // Its traffic is for another test.
 #[allow(dead_code)]
 mod kernel;
+mod namespace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -17,7 +18,8 @@ use control::netlink::{Event, Monitor, Netlink};
 use dataplane::fib::{Hop, UplinkId};
 use dataplane::port::Mac;
 use ipnet::IpNet;
-use kernel::{DEADLINE, Namespace, wait_for};
+use kernel::{DEADLINE, wait_for};
+use namespace::Namespace;
 
 /// Uplinks of the node, and one interface that is none.
 const UPLINKS: [&str; 2] = ["u0", "u1"];

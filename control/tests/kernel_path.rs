@@ -2,6 +2,7 @@
 //! what carries the pods while the daemon is away (needs root).
 
 mod kernel;
+mod namespace;
 
 use control::endpoint::{
     Detached, Difference, EndpointError, EndpointSpec, HostSide, Offloads, attach, check, detach,
@@ -12,7 +13,8 @@ use control::node::{
 };
 use control::sysctl::SysctlLog;
 use ipnet::IpNet;
-use kernel::{Namespace, talk, wait_for};
+use kernel::{talk, wait_for};
+use namespace::Namespace;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::{IpAddr, TcpStream, UdpSocket};

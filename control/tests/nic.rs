@@ -1,55 +1,28 @@
 //! What the kernel says of interfaces that could be uplinks, and what it makes of our wishes, on
 //! real interfaces in a namespace of their own (needs root).
 
-use std::fs::File;
-use std::os::fd::AsFd;
-use std::process::Command;
+mod namespace;
 
-use control::endpoint::in_namespace;
 use control::ethtool::Ethtool;
 use control::netdev::xdp_features;
 use control::netlink::{Link, Netlink};
 use control::uplink::channels::ChannelLog;
 use control::uplink::fitness::{Unfit, check, judge};
+use namespace::{Namespace, run};
 
-/// A network namespace that lives as long as this value, whatever becomes of the test.
-struct Namespace(File);
-
-impl Namespace {
-    fn new(test: &str) -> Namespace {
-        let name = format!("vdnic-{}-{test}", std::process::id());
-        run(&format!("ip netns add {name}"));
-        let file = File::open(format!("/run/netns/{name}")).expect("open the namespace");
-        // The name goes at once; the descriptor keeps the namespace.
-        run(&format!("ip netns del {name}"));
-        Namespace(file)
-    }
-
-    fn visit<T>(&self, visit: impl FnOnce() -> T) -> T {
-        in_namespace(self.0.as_fd(), visit).expect("visit the namespace")
-    }
-
-    fn links(&self) -> Vec<Link> {
-        self.visit(|| Netlink::open().expect("netlink").links().expect("links"))
-    }
-}
-
-fn run(command: &str) {
-    let words: Vec<&str> = command.split(' ').collect();
-    let output = Command::new(words[0]).args(&words[1..]).output().expect("program starts");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command}: {errors}");
+fn links(namespace: &Namespace) -> Vec<Link> {
+    namespace.visit(|| Netlink::open().expect("netlink").links().expect("links"))
 }
 
 fn veth(namespace: &Namespace, queues: u32) {
     let sizes = format!("numrxqueues {queues} numtxqueues {queues}");
-    namespace.visit(|| run(&format!("ip link add up0 {sizes} type veth peer name far0 {sizes}")));
+    namespace.run(&format!("ip link add up0 {sizes} type veth peer name far0 {sizes}"));
 }
 
 #[test]
 #[ignore = "needs root"]
 fn channels_are_read_set_and_put_back() {
-    let namespace = Namespace::new("channels");
+    let namespace = Namespace::new();
     veth(&namespace, 4);
     namespace.visit(|| {
         let mut ethtool = Ethtool::open().expect("ethtool");
@@ -75,7 +48,7 @@ fn channels_are_read_set_and_put_back() {
 #[test]
 #[ignore = "needs root"]
 fn channels_that_the_configuration_asks_for_go_back_to_what_they_were_at_first() {
-    let namespace = Namespace::new("log");
+    let namespace = Namespace::new();
     veth(&namespace, 4);
     let directory = tempfile::tempdir().expect("a directory");
     let log = ChannelLog::at(directory.path().join("channels"));
@@ -101,7 +74,7 @@ fn channels_that_the_configuration_asks_for_go_back_to_what_they_were_at_first()
 #[test]
 #[ignore = "needs root"]
 fn a_driver_without_channels_has_the_one_queue_that_is_known_to_be_there() {
-    let namespace = Namespace::new("one");
+    let namespace = Namespace::new();
     namespace.visit(|| {
         run("ip link add br0 type bridge");
         let mut ethtool = Ethtool::open().expect("ethtool");
@@ -114,7 +87,7 @@ fn a_driver_without_channels_has_the_one_queue_that_is_known_to_be_there() {
 #[test]
 #[ignore = "needs root"]
 fn features_that_are_on_are_listed() {
-    let namespace = Namespace::new("features");
+    let namespace = Namespace::new();
     veth(&namespace, 1);
     namespace.visit(|| {
         let mut ethtool = Ethtool::open().expect("ethtool");
@@ -132,10 +105,10 @@ fn features_that_are_on_are_listed() {
 #[test]
 #[ignore = "needs root"]
 fn a_veth_has_native_mode_and_no_zero_copy_and_a_bridge_has_neither() {
-    let namespace = Namespace::new("xdp");
+    let namespace = Namespace::new();
     veth(&namespace, 1);
-    namespace.visit(|| run("ip link add br0 type bridge"));
-    let links = namespace.links();
+    namespace.run("ip link add br0 type bridge");
+    let links = links(&namespace);
     let ask = |name| {
         let link = links.iter().find(|link| link.name == name).expect("it was made");
         namespace.visit(|| xdp_features(link.index)).expect("read")
@@ -150,7 +123,7 @@ fn a_veth_has_native_mode_and_no_zero_copy_and_a_bridge_has_neither() {
 #[test]
 #[ignore = "needs root"]
 fn interfaces_that_can_be_uplinks_are_told_from_others() {
-    let namespace = Namespace::new("fitness");
+    let namespace = Namespace::new();
     veth(&namespace, 1);
     namespace.visit(|| {
         run("ip link add br0 type bridge");
@@ -158,7 +131,7 @@ fn interfaces_that_can_be_uplinks_are_told_from_others() {
         run("ip tuntap add tap0 mode tap");
         run("ip link set far0 master br0");
     });
-    let links = namespace.links();
+    let links = links(&namespace);
     assert_eq!(judge("up0", &links).map(|link| link.name.as_str()), Ok("up0"));
     for (name, found) in [
         ("lo", "lo is the loopback interface"),

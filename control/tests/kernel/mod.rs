@@ -1,45 +1,17 @@
-//! Network namespaces and traffic for the tests of the kernel's own path.
+//! Traffic between network namespaces, for the tests of the kernel's own path.
 
-use control::endpoint::in_namespace;
-use std::fs::File;
+use crate::namespace::Namespace;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long anything may take. On an idle machine it is less than 1 ms.
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
-/// A network namespace that lives as long as this value, whatever becomes of the test.
-pub struct Namespace(File);
-
 impl Namespace {
-    /// A new one, with its loopback interface down.
-    pub fn new() -> Namespace {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("kernel-path-{}-{count}", std::process::id());
-        run(&format!("ip netns add {name}"));
-        let file = File::open(format!("/run/netns/{name}")).expect("open the namespace");
-        // The name goes at once; the descriptor keeps the namespace.
-        run(&format!("ip netns del {name}"));
-        Namespace(file)
-    }
-
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
-    }
-
-    /// Runs a closure on this thread inside the namespace.
-    pub fn visit<T>(&self, visit: impl FnOnce() -> T) -> T {
-        in_namespace(self.fd(), visit).expect("visit the namespace")
-    }
-
-    /// Runs a command inside and returns what it prints; fails the test if the command fails.
-    pub fn run(&self, command: &str) -> String {
-        self.visit(|| run(command))
     }
 
     /// All a test may leave behind: links, addresses, routes, rules and neighbors, in words.
@@ -55,16 +27,6 @@ impl Namespace {
         ];
         commands.map(|command| self.run(command)).join("\n")
     }
-}
-
-/// Runs a command; its words are separated by blanks.
-pub fn run(command: &str) -> String {
-    let mut words = command.split_whitespace();
-    let program = words.next().expect("a command has a name");
-    let output = Command::new(program).args(words).output().expect("start the command");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command}: {errors}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Exchanges data by TCP and by UDP, and checks that the server saw the client's true address.
