@@ -205,7 +205,6 @@ impl Daemon {
             self.watched = now;
             self.engine.watch(now);
         }
-        self.engine.purge_kernel_flows();
         self.control.expire(now);
         if let Some(metrics) = &mut self.metrics {
             metrics.expire(now);

@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cni_bridge::protocol::{Attachment, CallError, CheckRequest, GcRequest};
-use dataplane::host_ports::{HostPort, HostPorts};
+use dataplane::host_ports::HostPorts;
 use dataplane::port::PortId;
 use dataplane::xsk::program::{Fallback, PortEntry, PortKind, Programs};
 
@@ -91,13 +91,11 @@ pub struct Engine {
     /// Addresses of the node for the tables.
     node_addresses: Vec<IpAddr>,
     /// Addresses that are local without being the node's.
-    not_node: Vec<IpAddr>,
+    not_node: BTreeSet<IpAddr>,
     /// Ports of the node that workers lead to the pods they serve.
     host_ports: Arc<HostPorts>,
     /// Keeps the kernel's flows in step with host ports.
     purge: Purge,
-    /// Host ports that changed since it was last told.
-    to_purge: Vec<HostPort>,
     /// When the XDP program's map of host ports was last looked at.
     host_ports_seen: Instant,
     /// Packets that the kernel's guard had dropped when it was last asked.
@@ -153,10 +151,9 @@ impl Engine {
             host: HostSide::open()?,
             netlink,
             node_addresses: Vec::new(),
-            not_node: Vec::new(),
+            not_node: BTreeSet::new(),
             host_ports: Arc::new(HostPorts::beside(host_ports::ports_of_the_kernel()?)),
             purge: Purge::start()?,
-            to_purge: Vec::new(),
             host_ports_seen: started,
             guarded: None,
             uplinks: Uplinks::new(&config.uplink.interfaces),

@@ -1,6 +1,7 @@
 //! The node's addresses: followed by netlink, so that one that is added answers at host ports, and
 //! one that is removed stops.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Engine;
@@ -27,16 +28,16 @@ impl Engine {
 
     /// The node's addresses, the preferred ones first, and those that are local only. Loopback
     /// addresses are among neither: host ports there are the kernel's alone.
-    pub(super) fn discover_addresses(&mut self) -> (Vec<IpAddr>, Vec<IpAddr>) {
+    pub(super) fn discover_addresses(&mut self) -> (Vec<IpAddr>, BTreeSet<IpAddr>) {
         let preferred = &self.node.addresses;
         let mut addresses: Vec<IpAddr> =
             preferred.v4.map(IpAddr::V4).into_iter().chain(preferred.v6.map(IpAddr::V6)).collect();
-        let mut not_node = Vec::new();
+        let mut not_node = BTreeSet::new();
         let services = self.netlink.link(SERVICES_IFNAME).ok().flatten().map(|link| link.index);
         // Without the others the kernel alone serves host ports there.
         for address in self.netlink.addresses().unwrap_or_default() {
             if services == Some(address.index) {
-                not_node.push(address.address);
+                not_node.insert(address.address);
                 continue;
             }
             let global = matches!(address.scope, AddressScope::Universe | AddressScope::Site);
@@ -46,8 +47,6 @@ impl Engine {
         }
         // One that is on both is the node's.
         not_node.retain(|address| !addresses.contains(address));
-        not_node.sort_unstable();
-        not_node.dedup();
         (addresses, not_node)
     }
 

@@ -11,7 +11,6 @@ use super::compile::{flow_generation, port_of};
 use super::{EndpointError, EndpointSpec, Engine, Record, call_error, pod_cookie};
 use crate::config::MTU_MIN;
 use crate::endpoint::{self, Offloads, in_namespace};
-use crate::host_ports::asked;
 use crate::node::{HOST_MAC, host_ifname, mac_for};
 use crate::state::{
     Change, Effect, HostPortRecord, MasqueradeWish, NewPod, PodRecord, host_ports_of,
@@ -214,7 +213,7 @@ impl Engine {
             let msg = format!("{error:#}");
             return Err(CallError { code: FAILED, msg, details: String::new() });
         }
-        self.to_purge.extend(pod.host_ports.iter().map(asked));
+        self.purge_kernel_flows(&pod);
         Ok(pod)
     }
 

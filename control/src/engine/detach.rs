@@ -7,7 +7,6 @@ use dataplane::port::PortId;
 use super::compile::{FIRST_POD_PORT, port_of};
 use super::reaper::Reaped;
 use super::{Engine, Record, pod_cookie};
-use crate::host_ports::asked;
 use crate::state::{Change, Effect, PodRecord};
 
 impl Engine {
@@ -47,7 +46,7 @@ impl Engine {
             let host_ifname = &pod.host_ifname;
             tracing::warn!(%error, host_ifname, "take host ports from the kernel");
         }
-        self.to_purge.extend(pod.host_ports.iter().map(asked));
+        self.purge_kernel_flows(pod);
         self.unserved.remove(&pod.attachment);
         self.lost.remove(&pod.attachment);
         self.segments_only.remove(&pod.attachment);

@@ -14,7 +14,7 @@ use crate::flows::{FlowFiles, boot_words};
 use crate::journal::boot_id;
 use crate::report::{FlowRow, pod_name};
 use crate::server::sieved_page;
-use crate::workers::WorkerFlows;
+use crate::workers::{WorkerFlows, random};
 
 /// Places of flows looked at for one page: some 5 ms of the control thread, in which an ADD waits.
 const LOOKS_PER_PAGE: usize = 1 << 16;
@@ -141,13 +141,6 @@ fn monotonic_s() -> u32 {
 fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
-/// A number that nobody outside can guess.
-fn random() -> std::io::Result<u64> {
-    let mut bytes = [0; 8];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(u64::from_ne_bytes(bytes))
 }
 
 #[cfg(test)]

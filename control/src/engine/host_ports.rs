@@ -21,7 +21,7 @@ use super::detach::slot_of;
 use crate::ctnetlink::Serving;
 use crate::host_ports::{Lead, asked, general, is_on_wire, of_pod};
 use crate::report::HostPortRow;
-use crate::state::{HostPortAddress, HostPortKey, PodRecord};
+use crate::state::{HostPortKey, PodRecord};
 use crate::sysctl::{self, SysctlError};
 
 /// Between two looks at the XDP program's maps: to read 10,000 host ports takes some 10 ms.
@@ -30,9 +30,6 @@ const LOOK_AFTER: Duration = Duration::from_secs(10);
 /// What `net.ipv4.ip_local_port_range` is unless somebody changes it (Linux,
 /// Documentation/networking/ip-sysctl.rst).
 const LOCAL_PORTS: RangeInclusive<u16> = 32768..=60999;
-
-/// Where a row of `viaduct hostports` stands.
-pub(super) type RowKey = (cni_bridge::protocol::PortProtocol, HostPortAddress, u16);
 
 impl Engine {
     /// Workers lead the host ports of a pod to it from the next tables on. One of them serves it,
@@ -83,16 +80,15 @@ impl Engine {
         }
     }
 
-    /// Has the kernel forget flows that were asked at host ports which changed, and lead elsewhere
-    /// than they should now. To be called when requests are answered: the thread that does it would
-    /// take the answer's time.
-    pub fn purge_kernel_flows(&mut self) {
-        if self.to_purge.is_empty() {
+    /// Has the kernel forget flows that were asked at the host ports of a pod, which came or went,
+    /// and lead elsewhere than they should now: soon, but after the answer to the request.
+    pub(super) fn purge_kernel_flows(&self, pod: &PodRecord) {
+        if pod.host_ports.is_empty() {
             return;
         }
         let node = self.node_addresses.as_slice().into();
         let now = Serving { host_ports: self.host_ports.clone(), node };
-        self.purge.after(self.to_purge.drain(..), now);
+        self.purge.after(pod.host_ports.iter().map(asked), now);
     }
 
     /// The XDP program takes what workers lead on now, whatever an earlier daemon or somebody else
@@ -130,14 +126,11 @@ impl Engine {
     /// Ports of the node that lead to pods, behind the row of this key.
     pub(super) fn host_port_rows(
         &self,
-        after: Option<RowKey>,
-    ) -> impl Iterator<Item = (RowKey, HostPortRow)> {
-        let after =
-            after.map(|(transport, address, port)| HostPortKey { transport, address, port });
+        after: Option<HostPortKey>,
+    ) -> impl Iterator<Item = (HostPortKey, HostPortRow)> {
         self.state.host_ports_after(after.as_ref()).map(|(pod, record)| {
             let (container_id, ifname) = (&pod.attachment.container_id, &pod.attachment.ifname);
-            let row = HostPortRow::new(record, container_id, ifname);
-            ((record.transport, record.address, record.port), row)
+            (record.key(), HostPortRow::new(record, container_id, ifname))
         })
     }
 
@@ -151,9 +144,8 @@ impl Engine {
         if pod.host_ports.is_empty() {
             return Ok(());
         }
-        let leads = self.host_ports.clone();
-        let astray =
-            of_pod(pod, port_of(pod)).find(|lead| leads.get(&lead.host_port) != Some(&lead.target));
+        let is_astray = |lead: &Lead| self.host_ports.get(&lead.host_port) != Some(&lead.target);
+        let astray = of_pod(pod, port_of(pod)).find(is_astray);
         if let Some(Lead { host_port, .. }) = astray {
             let HostPort { transport, port, .. } = host_port;
             return Err(format!("workers do not serve host port {port}/{}", transport.name()));

@@ -1,6 +1,7 @@
 //! The kernel's nf_tables table as the state wants it: written whole at start and after somebody
 //! has touched it, element by element for each pod.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -31,7 +32,7 @@ impl Engine {
             worker_end: WORKER_IFNAME,
             host_ends: HOST_IFNAME_PREFIX,
             host_ports: self.state.pods().flat_map(entries).collect(),
-            not_node: self.not_node.clone(),
+            not_node: self.not_node.iter().copied().collect(),
         }
     }
 
@@ -51,13 +52,10 @@ impl Engine {
     }
 
     /// From now on these addresses are local without being the node's, and no others.
-    pub(super) fn exempt_addresses(&mut self, not_node: Vec<IpAddr>) -> Result<(), NftError> {
+    pub(super) fn exempt_addresses(&mut self, not_node: BTreeSet<IpAddr>) -> Result<(), NftError> {
         let before = std::mem::replace(&mut self.not_node, not_node);
-        let only_in = |one: &[IpAddr], other: &[IpAddr]| -> Vec<IpAddr> {
-            one.iter().filter(|address| !other.contains(address)).copied().collect()
-        };
-        let came = only_in(&self.not_node, &before);
-        let went = only_in(&before, &self.not_node);
+        let came: Vec<IpAddr> = self.not_node.difference(&before).copied().collect();
+        let went: Vec<IpAddr> = before.difference(&self.not_node).copied().collect();
         let changed = self.nft.change_not_node(&came, &went);
         self.or_anew(changed)
     }

@@ -42,7 +42,7 @@ impl HostPortAddress {
 
 /// What tells host ports apart: no two of a node have the same. One of a single address and one of
 /// every address are two, of which the first decides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct HostPortKey {
     /// The protocol.
     pub transport: PortProtocol,
