@@ -27,9 +27,9 @@ use rustix::process::Signal;
 use serde::Serialize;
 use serde_json::json;
 
+use crate::internet::internet;
 use crate::interrupt;
 use crate::report::{Bound, Report, Table, Target, progress};
-use crate::routes::internet;
 use crate::rtnetlink::{Change, Requests, Route};
 use crate::stats::Times;
 

@@ -10,6 +10,7 @@ mod cni;
 mod flows;
 mod host_ports;
 mod idle;
+mod internet;
 mod interrupt;
 mod iperf;
 mod kernel;
