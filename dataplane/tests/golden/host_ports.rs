@@ -11,12 +11,16 @@ mod paths;
 mod property;
 mod sizes;
 
+use std::collections::BTreeMap;
+
 use dataplane::drop::DropReason;
+use dataplane::parse::{self, Fragment, Parsed};
 use dataplane::port::{Partial, PortId};
 
 use crate::FAMILIES;
-use crate::harness::packet::{ACK, Check, DATA, INIT, Packet, RST, SYN, packet};
-use crate::harness::{Direction, ENDS, End, Node, Setup, UPLINK, VETH_UPLINK};
+use crate::case::explained;
+use crate::harness::packet::{ACK, Check, DATA, INIT, INIT_ACK, Packet, RST, SYN, packet};
+use crate::harness::{A, B, Direction, ENDS, End, NODE, Node, Setup, TO_B, UPLINK, VETH_UPLINK};
 
 /// The client's port, and the one it gets where that is taken.
 const CLIENT: u16 = 5_000;
@@ -34,6 +38,9 @@ const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
 /// What leaves: by which port, what, and what is left to do in it.
 type Out<'a> = (&'a End, Packet, Option<Partial>);
+
+/// Makes a packet of a flow: from whom, to whom, with which ports.
+type Make = fn(&Scene, &End, &End, (u16, u16)) -> Packet;
 
 /// One node, and what is played on it.
 struct Scene {
@@ -85,6 +92,16 @@ impl Scene {
             Protocol::Tcp => packet.flags(SYN).payload(0),
             Protocol::Udp => packet,
             Protocol::Sctp => packet.sctp(ports.0, ports.1, INIT),
+        }
+    }
+
+    /// The answer to it.
+    fn answer(&self, from: &End, to: &End, ports: (u16, u16)) -> Packet {
+        let packet = self.middle(from, to, ports);
+        match self.protocol {
+            Protocol::Tcp => packet.flags(SYN | ACK),
+            Protocol::Udp => packet,
+            Protocol::Sctp => packet.sctp(ports.0, ports.1, INIT_ACK),
         }
     }
 
@@ -147,6 +164,31 @@ impl Scene {
         self.sends(&UPLINK, packet, &[(to, got, None)]);
     }
 
+    /// A client on the wire asks at B's host port, and B hears it.
+    fn b_is_asked(&mut self, make: Make, client: u16) {
+        let asked = make(self, &UPLINK, &NODE, (client, TO_B.host_port));
+        let got = make(self, &UPLINK, &B, (client, TO_B.port)).forwarded(&B);
+        self.comes_in(&asked, &B, got);
+    }
+
+    /// B answers it, and it hears that from where it asked.
+    fn b_answers(&mut self, client: u16) {
+        let answer = self.middle(&B, &UPLINK, (TO_B.port, client));
+        let answered = self.middle(&NODE, &UPLINK, (TO_B.host_port, client));
+        let uplink = self.uplink_of(&B);
+        self.goes_out(&B, &answer, uplink, answered.forwarded(uplink));
+    }
+
+    /// A asks at B's host port, then B itself from the same port, for which it gets another one.
+    fn a_asks_at_both_addresses(&mut self) {
+        let asked = self.first(&A, &NODE, (CLIENT, TO_B.host_port));
+        let got = self.first(&A, &B, (CLIENT, TO_B.port)).forwarded(&B);
+        self.between_pods(&A, &asked, &B, got);
+        let direct = self.first(&A, &B, (CLIENT, TO_B.port));
+        let got = self.first(&A, &B, (OTHER, TO_B.port)).forwarded(&B);
+        self.between_pods(&A, &direct, &B, got);
+    }
+
     /// A packet comes from `from`, and is dropped in this direction of this port.
     fn drops(&mut self, from: &End, packet: &Packet, at: (&End, Direction, DropReason)) {
         let (port, direction, reason) = at;
@@ -167,9 +209,25 @@ impl Scene {
     }
 
     fn arrives(&mut self, from: &End, bytes: Vec<u8>, out: &[Out<'_>]) {
+        self.check_explained(from, &bytes, out);
         self.node.inject(from.id, bytes);
         self.node.run();
         self.leaves(out);
+    }
+
+    /// What is said beforehand is what happens then.
+    fn check_explained(&self, from: &End, bytes: &[u8], out: &[Out<'_>]) {
+        // What was decided about the first fragment is no flow, and is not asked about.
+        let Ok(Parsed::Ip(headers)) = parse::headers(bytes, bytes.len()) else { return };
+        if headers.fragment == Fragment::Later {
+            return;
+        }
+        let Some(outcome) = self.node.explain(from.id, bytes) else { return };
+        let mut expected: BTreeMap<PortId, Vec<Vec<u8>>> = BTreeMap::new();
+        for (to, packet, _) in out {
+            expected.entry(to.id).or_default().push(packet.build());
+        }
+        assert_eq!(explained(from.id, &outcome), expected, "{}: {outcome:?}", self.name);
     }
 
     /// What has left since the last look, by each port in this order.

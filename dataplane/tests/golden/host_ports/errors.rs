@@ -38,13 +38,8 @@ fn every_error(check: impl Fn([(u8, u8); 2], usize)) {
 
 /// A flow of a client on the wire, with one packet both ways.
 fn open(scene: &mut Scene) {
-    let asked = scene.first(&UPLINK, &NODE, (CLIENT, TO_B.host_port));
-    let got = scene.first(&UPLINK, &B, (CLIENT, TO_B.port)).forwarded(&B);
-    scene.comes_in(&asked, &B, got);
-    let answer = scene.middle(&B, &UPLINK, (TO_B.port, CLIENT));
-    let answered = scene.middle(&NODE, &UPLINK, (TO_B.host_port, CLIENT));
-    let uplink = scene.uplink_of(&B);
-    scene.goes_out(&B, &answer, uplink, answered.forwarded(uplink));
+    scene.b_is_asked(Scene::first, CLIENT);
+    scene.b_answers(CLIENT);
 }
 
 #[test]
@@ -191,12 +186,7 @@ fn errors_of_the_worker_quote_the_packet_as_its_sender_knows_it() {
 #[test]
 fn an_error_about_a_flow_whose_port_was_changed_speaks_of_the_port_that_the_pod_knows() {
     in_every_way(|scene| {
-        let asked = scene.first(&A, &NODE, (CLIENT, TO_B.host_port));
-        let got = scene.first(&A, &B, (CLIENT, TO_B.port)).forwarded(&B);
-        scene.between_pods(&A, &asked, &B, got);
-        let direct = scene.first(&A, &B, (CLIENT, TO_B.port));
-        let got = scene.first(&A, &B, (OTHER, TO_B.port)).forwarded(&B);
-        scene.between_pods(&A, &direct, &B, got);
+        scene.a_asks_at_both_addresses();
         let answered = scene.middle(&B, &A, (TO_B.port, CLIENT));
         let answer = scene.middle(&B, &A, (TO_B.port, OTHER));
         let tells = error(scene, (&A, &B), ERRORS[0], &answered, 8);

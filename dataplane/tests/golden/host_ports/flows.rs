@@ -11,21 +11,6 @@ use super::{CLIENT, Protocol, Scene, in_every_way, in_every_way_of};
 use crate::harness::packet::Packet;
 use crate::harness::{A, B, C, Direction, End, NODE, PLAIN, TO_B, TO_PLAIN, UPLINK};
 
-/// A client asks at a host port, and the flow is there.
-fn open(scene: &mut Scene, client: u16) {
-    let asked = scene.first(&UPLINK, &NODE, (client, TO_B.host_port));
-    let got = scene.first(&UPLINK, &B, (client, TO_B.port)).forwarded(&B);
-    scene.comes_in(&asked, &B, got);
-}
-
-/// The pod's answer to it leaves translated.
-fn answers(scene: &mut Scene, client: u16) {
-    let answer = scene.middle(&B, &UPLINK, (TO_B.port, client));
-    let answered = scene.middle(&NODE, &UPLINK, (TO_B.host_port, client));
-    let uplink = scene.uplink_of(&B);
-    scene.goes_out(&B, &answer, uplink, answered.forwarded(uplink));
-}
-
 /// The host port [`TO_B`] at this address.
 fn host_port(scene: &Scene, address: HostAddress) -> HostPort {
     let transport = match scene.protocol {
@@ -54,7 +39,7 @@ fn address(end: &End, v6: bool) -> IpAddr {
 #[test]
 fn flows_of_a_pod_that_is_gone_are_gone_at_once() {
     in_every_way(|scene| {
-        open(scene, CLIENT);
+        scene.b_is_asked(Scene::first, CLIENT);
         let asked = scene.first(&UPLINK, &NODE, (CLIENT, TO_PLAIN.host_port));
         let got = scene.first(&UPLINK, &PLAIN, (CLIENT, TO_PLAIN.port)).forwarded(&PLAIN);
         scene.comes_in(&asked, &PLAIN, got);
@@ -71,14 +56,14 @@ fn flows_of_a_pod_that_is_gone_are_gone_at_once() {
 #[test]
 fn flows_go_on_when_the_port_of_the_same_pod_is_built_again() {
     in_every_way(|scene| {
-        open(scene, CLIENT);
+        scene.b_is_asked(Scene::first, CLIENT);
         scene.node.remove_port(B.id);
         scene.node.run();
         scene.node.reclaim_port(B.id);
         scene.node.run();
         scene.node.add_port(B.id);
         scene.node.run();
-        answers(scene, CLIENT);
+        scene.b_answers(CLIENT);
     });
 }
 
@@ -86,7 +71,7 @@ fn flows_go_on_when_the_port_of_the_same_pod_is_built_again() {
 fn flows_of_a_host_port_that_leads_elsewhere_are_forgotten() {
     for forgets_one in [false, true] {
         in_every_way(|scene| {
-            open(scene, CLIENT);
+            scene.b_is_asked(Scene::first, CLIENT);
             let one = HostAddress::One(address(&NODE, scene.v6));
             let forgotten = host_port(scene, if forgets_one { one } else { any(scene.v6) });
             // It leads to another pod from now on.
@@ -110,7 +95,7 @@ fn flows_of_a_host_port_that_leads_elsewhere_are_forgotten() {
 #[test]
 fn flows_of_all_other_host_ports_stay() {
     in_every_way(|scene| {
-        open(scene, CLIENT);
+        scene.b_is_asked(Scene::first, CLIENT);
         let own = host_port(scene, any(scene.v6));
         let transport = match own.transport {
             Transport::Tcp => Transport::Udp,
@@ -124,14 +109,14 @@ fn flows_of_all_other_host_ports_stay() {
         ];
         scene.node.forget_flows(&others);
         scene.node.run();
-        answers(scene, CLIENT);
+        scene.b_answers(CLIENT);
     });
 }
 
 #[test]
 fn a_host_port_that_is_taken_away_leads_nowhere_new() {
     in_every_way(|scene| {
-        open(scene, CLIENT);
+        scene.b_is_asked(Scene::first, CLIENT);
         scene.node.publish(|tables| tables.host_ports = Default::default());
         let other = scene.first(&A, &NODE, (CLIENT, TO_B.host_port));
         scene.sends(&A, &other, &[(&NODE, other.clone().delivered(&NODE), None)]);
@@ -141,13 +126,13 @@ fn a_host_port_that_is_taken_away_leads_nowhere_new() {
 #[test]
 fn a_flow_is_forgotten_when_nobody_speaks_and_not_before() {
     in_every_way_of(Protocol::Udp, |scene| {
-        open(scene, CLIENT);
-        answers(scene, CLIENT);
-        open(scene, CLIENT + 1);
+        scene.b_is_asked(Scene::first, CLIENT);
+        scene.b_answers(CLIENT);
+        scene.b_is_asked(Scene::first, CLIENT + 1);
         assert_eq!(scene.flows_of(&B), 2);
         scene.wait(62);
         assert_eq!(scene.flows_of(&B), 1, "of the one without an answer nothing is left");
-        answers(scene, CLIENT);
+        scene.b_answers(CLIENT);
         scene.wait(299);
         assert_eq!(scene.flows_of(&B), 1);
         scene.wait(3);
@@ -158,7 +143,7 @@ fn a_flow_is_forgotten_when_nobody_speaks_and_not_before() {
 #[test]
 fn a_busy_worker_forgets_as_well() {
     in_every_way_of(Protocol::Udp, |scene| {
-        open(scene, CLIENT);
+        scene.b_is_asked(Scene::first, CLIENT);
         let home = scene.home_of(&B);
         let noise = scene.first(&UPLINK, &B, (CLIENT, 7)).build();
         scene.node.advance(62_000_000_000);
@@ -176,25 +161,16 @@ fn a_busy_worker_forgets_as_well() {
 #[test]
 fn a_flood_of_openings_leaves_what_is_established_alone() {
     in_every_way(|scene| {
-        open(scene, CLIENT);
-        answers(scene, CLIENT);
-        if scene.protocol == Protocol::Tcp {
-            let asked = scene.middle(&UPLINK, &NODE, (CLIENT, TO_B.host_port));
-            let got = scene.middle(&UPLINK, &B, (CLIENT, TO_B.port)).forwarded(&B);
-            scene.comes_in(&asked, &B, got);
-        }
+        // Both ends have spoken, as in a connection that is older than the worker.
+        scene.b_is_asked(Scene::middle, CLIENT);
+        scene.b_answers(CLIENT);
         for client in 0..100 {
-            open(scene, 10_000 + client);
+            scene.b_is_asked(Scene::first, 10_000 + client);
         }
         let home = scene.home_of(&B);
         assert_eq!(scene.node.flows(home).flows.get(), 48, "{}", scene.name);
         assert!(scene.node.flows(home).evicted.get() >= 52);
-        if scene.protocol != Protocol::Tcp && scene.protocol != Protocol::Udp {
-            return; // an association that has not been confirmed may have given way
-        }
-        if scene.protocol == Protocol::Udp {
-            answers(scene, CLIENT);
-        }
+        scene.b_answers(CLIENT);
     });
 }
 
@@ -235,8 +211,8 @@ fn a_flow_lives_as_long_as_its_client_speaks_by_whichever_way() {
     in_every_way_of(Protocol::Udp, |scene| {
         let asked = scene.first(&UPLINK, &NODE, (CLIENT, TO_B.host_port));
         let got = scene.first(&UPLINK, &B, (CLIENT, TO_B.port)).forwarded(&B);
-        open(scene, CLIENT);
-        answers(scene, CLIENT);
+        scene.b_is_asked(Scene::first, CLIENT);
+        scene.b_answers(CLIENT);
         lives_by_its_client(scene, &UPLINK, &asked, &got);
         // To the pod's own address.
         let direct = scene.first(&UPLINK, &B, (CLIENT, TO_B.port));
@@ -246,8 +222,8 @@ fn a_flow_lives_as_long_as_its_client_speaks_by_whichever_way() {
         scene.goes_out(&B, &answer, uplink, answer.clone().forwarded(uplink));
         lives_by_its_client(scene, &UPLINK, &direct, &direct.clone().forwarded(&B));
         // As the kernel translates it.
-        open(scene, CLIENT);
-        answers(scene, CLIENT);
+        scene.b_is_asked(Scene::first, CLIENT);
+        scene.b_answers(CLIENT);
         let by_kernel = scene.first(&NODE, &B, (CLIENT, TO_B.port)).src_of(&UPLINK);
         lives_by_its_client(scene, &NODE, &by_kernel, &by_kernel.clone().delivered(&B));
     });

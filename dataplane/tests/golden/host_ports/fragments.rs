@@ -12,13 +12,6 @@ fn long(scene: &Scene, from: &End, to: &End, ports: (u16, u16)) -> Packet {
     scene.middle(from, to, ports).payload(4_000).may_fragment()
 }
 
-/// A flow of a client on the wire.
-fn open(scene: &mut Scene) {
-    let asked = scene.first(&UPLINK, &NODE, (CLIENT, TO_B.host_port));
-    let got = scene.first(&UPLINK, &B, (CLIENT, TO_B.port)).forwarded(&B);
-    scene.comes_in(&asked, &B, got);
-}
-
 /// A fragment that leaves by an uplink.
 fn goes_out(scene: &mut Scene, fragment: &Packet, got: &Packet) {
     let uplink = scene.uplink_of(&B);
@@ -29,7 +22,7 @@ fn goes_out(scene: &mut Scene, fragment: &Packet, got: &Packet) {
 fn all_fragments_of_a_reply_leave_with_the_address_that_was_asked() {
     for protocol in [Protocol::Udp, Protocol::Tcp] {
         in_every_way_of(protocol, |scene| {
-            open(scene);
+            scene.b_is_asked(Scene::first, CLIENT);
             let answer = long(scene, &B, &UPLINK, (TO_B.port, CLIENT)).fragments(1_448);
             let answered = long(scene, &NODE, &UPLINK, (TO_B.host_port, CLIENT)).fragments(1_448);
             assert_eq!(answer.len(), 3);
@@ -66,7 +59,7 @@ fn fragments_of_what_is_no_reply_pass_as_they_are() {
 #[test]
 fn a_later_fragment_without_its_first_is_dropped_if_the_pod_has_host_ports() {
     in_every_way_of(Protocol::Udp, |scene| {
-        open(scene);
+        scene.b_is_asked(Scene::first, CLIENT);
         let answer = long(scene, &B, &UPLINK, (TO_B.port, CLIENT)).fragments(1_448);
         let without = (&B, Direction::FromPod, DropReason::FragmentWithoutFirst);
         scene.drops(&B, &answer[1], without);
@@ -124,7 +117,7 @@ fn a_datagram_that_the_pod_does_not_take_whole_is_fragmented_with_the_pods_addre
 #[test]
 fn ports_of_fragmented_sctp_cannot_be_changed() {
     in_every_way_of(Protocol::Sctp, |scene| {
-        open(scene);
+        scene.b_is_asked(Scene::first, CLIENT);
         let answer = long(scene, &B, &UPLINK, (TO_B.port, CLIENT)).fragments(1_448);
         let reason = DropReason::NatUntranslatable;
         scene.drops(&B, &answer[0], (&B, Direction::FromPod, reason));
@@ -134,7 +127,7 @@ fn ports_of_fragmented_sctp_cannot_be_changed() {
 #[test]
 fn datagrams_whose_fragments_come_in_turns_are_told_apart() {
     in_every_way_of(Protocol::Udp, |scene| {
-        open(scene);
+        scene.b_is_asked(Scene::first, CLIENT);
         let of = |scene: &Scene, from, ports, id| {
             long(scene, from, &UPLINK, ports).id(id).fragments(1_448)
         };

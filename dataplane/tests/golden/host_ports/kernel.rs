@@ -3,7 +3,7 @@
 
 use dataplane::drop::DropReason;
 
-use super::{CLIENT, OTHER, Protocol, in_every_way, in_every_way_of};
+use super::{CLIENT, OTHER, Protocol, Scene, in_every_way, in_every_way_of};
 use crate::harness::{A, B, Direction, FAR_V4, FAR_V6, HIDDEN, NODE, TO_B, UPLINK};
 
 #[test]
@@ -47,12 +47,7 @@ fn a_port_that_no_host_port_leads_to_is_not_followed() {
 #[test]
 fn one_client_port_that_asks_at_both_addresses_is_two_clients_for_the_pod() {
     in_every_way(|scene| {
-        let asked = scene.first(&A, &NODE, (CLIENT, TO_B.host_port));
-        let got = scene.first(&A, &B, (CLIENT, TO_B.port)).forwarded(&B);
-        scene.between_pods(&A, &asked, &B, got);
-        let direct = scene.first(&A, &B, (CLIENT, TO_B.port));
-        let got = scene.first(&A, &B, (OTHER, TO_B.port)).forwarded(&B);
-        scene.between_pods(&A, &direct, &B, got);
+        scene.a_asks_at_both_addresses();
         for (source, from, port) in [(CLIENT, &NODE, TO_B.host_port), (OTHER, &B, TO_B.port)] {
             let answer = scene.middle(&B, &A, (TO_B.port, source));
             let answered = scene.middle(from, &A, (port, CLIENT)).forwarded(&A);
@@ -68,16 +63,11 @@ fn one_client_port_that_asks_at_both_addresses_is_two_clients_for_the_pod() {
 #[test]
 fn what_the_kernel_translates_of_a_workers_flow_is_of_that_flow() {
     in_every_way(|scene| {
-        let asked = scene.first(&UPLINK, &NODE, (CLIENT, TO_B.host_port));
-        let got = scene.first(&UPLINK, &B, (CLIENT, TO_B.port)).forwarded(&B);
-        scene.comes_in(&asked, &B, got);
+        scene.b_is_asked(Scene::first, CLIENT);
         let by_kernel = scene.middle(&NODE, &B, (CLIENT, TO_B.port)).src_of(&UPLINK);
         scene.sends(&NODE, &by_kernel, &[(&B, by_kernel.clone().delivered(&B), None)]);
         assert_eq!(scene.flows_of(&B), 1);
-        let answer = scene.middle(&B, &UPLINK, (TO_B.port, CLIENT));
-        let answered = scene.middle(&NODE, &UPLINK, (TO_B.host_port, CLIENT));
-        let uplink = scene.uplink_of(&B);
-        scene.goes_out(&B, &answer, uplink, answered.forwarded(uplink));
+        scene.b_answers(CLIENT);
     });
 }
 
@@ -86,14 +76,9 @@ fn a_client_that_the_kernel_led_here_first_keeps_its_port_when_the_worker_does()
     in_every_way(|scene| {
         let by_kernel = scene.first(&NODE, &B, (CLIENT, TO_B.port)).src_of(&UPLINK);
         scene.sends(&NODE, &by_kernel, &[(&B, by_kernel.clone().delivered(&B), None)]);
-        let asked = scene.middle(&UPLINK, &NODE, (CLIENT, TO_B.host_port));
-        let got = scene.middle(&UPLINK, &B, (CLIENT, TO_B.port)).forwarded(&B);
-        scene.comes_in(&asked, &B, got);
+        scene.b_is_asked(Scene::middle, CLIENT);
         assert_eq!(scene.flows_of(&B), 1);
-        let answer = scene.middle(&B, &UPLINK, (TO_B.port, CLIENT));
-        let answered = scene.middle(&NODE, &UPLINK, (TO_B.host_port, CLIENT));
-        let uplink = scene.uplink_of(&B);
-        scene.goes_out(&B, &answer, uplink, answered.forwarded(uplink));
+        scene.b_answers(CLIENT);
     });
 }
 

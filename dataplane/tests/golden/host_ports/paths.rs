@@ -3,7 +3,7 @@
 use dataplane::drop::DropReason;
 
 use super::{CLIENT, OTHER, Protocol, Scene, in_every_way, in_every_way_of};
-use crate::harness::packet::{ACK, INIT_ACK, Packet, SYN};
+use crate::harness::packet::{ACK, Packet, SYN};
 use crate::harness::{
     A, B, BARE, C, CUSTOM, Direction, End, FAR_V4, FAR_V6, HIDDEN, NODE, PLAIN, TO_B, TO_PLAIN,
     UPLINK,
@@ -17,26 +17,12 @@ fn far(scene: &Scene) -> &'static str {
     if scene.v6 { FAR_V6 } else { FAR_V4 }
 }
 
-/// What `make` makes, as the first packet of a flow and as a later one.
-fn both(scene: &Scene, make: impl Fn(&Scene, bool) -> [Packet; 2]) -> [[Packet; 2]; 2] {
-    [true, false].map(|first| make(scene, first))
-}
-
 #[test]
 fn a_client_on_the_wire_asks_and_is_answered_from_the_address_it_asked() {
     in_every_way(|scene| {
-        let asks = both(scene, |scene, first| {
-            let make = if first { Scene::first } else { Scene::middle };
-            let ports = (CLIENT, TO_B.host_port);
-            let asked = make(scene, &UPLINK, &NODE, ports);
-            [asked, make(scene, &UPLINK, &B, (CLIENT, TO_B.port)).forwarded(&B)]
-        });
-        for [asked, got] in asks {
-            scene.comes_in(&asked, &B, got);
-            let answer = scene.middle(&B, &UPLINK, (TO_B.port, CLIENT));
-            let answered = scene.middle(&NODE, &UPLINK, (TO_B.host_port, CLIENT));
-            let uplink = scene.uplink_of(&B);
-            scene.goes_out(&B, &answer, uplink, answered.forwarded(uplink));
+        for make in [Scene::first, Scene::middle] {
+            scene.b_is_asked(make, CLIENT);
+            scene.b_answers(CLIENT);
         }
         assert_eq!(scene.flows_of(&B), 1);
     });
@@ -189,13 +175,8 @@ fn what_leads_to_no_flow_and_asks_for_none_is_dropped_at_the_pod() {
 #[test]
 fn a_connection_that_began_before_the_worker_is_picked_up_when_its_client_speaks() {
     in_every_way(|scene| {
-        let asked = scene.middle(&UPLINK, &NODE, (CLIENT, TO_B.host_port));
-        let got = scene.middle(&UPLINK, &B, (CLIENT, TO_B.port)).forwarded(&B);
-        scene.comes_in(&asked, &B, got);
-        let answer = scene.middle(&B, &UPLINK, (TO_B.port, CLIENT));
-        let answered = scene.middle(&NODE, &UPLINK, (TO_B.host_port, CLIENT));
-        let uplink = scene.uplink_of(&B);
-        scene.goes_out(&B, &answer, uplink, answered.forwarded(uplink));
+        scene.b_is_asked(Scene::middle, CLIENT);
+        scene.b_answers(CLIENT);
     });
 }
 
@@ -221,7 +202,7 @@ fn a_pod_may_open_connections_from_a_mapped_port() {
         let asked = scene.first(&B, &UPLINK, (TO_B.port, 443));
         let uplink = scene.uplink_of(&B);
         scene.goes_out(&B, &asked, uplink, asked.clone().forwarded(uplink));
-        let answer = answer_of(scene, &UPLINK, &B, (443, TO_B.port));
+        let answer = scene.answer(&UPLINK, &B, (443, TO_B.port));
         scene.comes_in(&answer, &B, answer.clone().forwarded(&B));
         let goes_on = scene.middle(&B, &UPLINK, (TO_B.port, 443));
         scene.goes_out(&B, &goes_on, uplink, goes_on.clone().forwarded(uplink));
@@ -239,24 +220,11 @@ fn a_pod_may_ask_at_a_host_port_from_a_mapped_port() {
                 let asked = make(scene, client, &NODE, (port, pod.host_port));
                 let got = make(scene, seen, serving, (port, pod.port)).forwarded(serving);
                 asks_between(scene, client, &asked, serving, got);
-                let answer = match make(scene, serving, seen, (pod.port, port)) {
-                    answer if scene.protocol == Protocol::Udp => answer,
-                    _ => answer_of(scene, serving, seen, (pod.port, port)),
-                };
+                let answer = scene.answer(serving, seen, (pod.port, port));
                 let answered = answer.clone().src_of(&NODE).to(client).ports(pod.host_port, port);
                 asks_between(scene, serving, &answer, client, answered.forwarded(client));
             }
         });
-    }
-}
-
-/// A packet that answers one that asks for a connection.
-fn answer_of(scene: &Scene, from: &End, to: &End, ports: (u16, u16)) -> Packet {
-    let answer = scene.middle(from, to, ports);
-    match scene.protocol {
-        Protocol::Tcp => answer.flags(SYN | ACK),
-        Protocol::Udp => answer,
-        Protocol::Sctp => answer.sctp(ports.0, ports.1, INIT_ACK),
     }
 }
 

@@ -50,9 +50,7 @@ fn a_super_packet_for_a_pod_in_basic_mode_is_cut_and_every_segment_is_led() {
 #[test]
 fn a_super_packet_in_reply_is_cut_for_the_wire_with_the_asked_address_in_every_segment() {
     in_every_way_of_tcp(|scene| {
-        let asked = scene.first(&UPLINK, &NODE, (CLIENT, TO_B.host_port));
-        let got = scene.first(&UPLINK, &B, (CLIENT, TO_B.port)).forwarded(&B);
-        scene.comes_in(&asked, &B, got);
+        scene.b_is_asked(Scene::first, CLIENT);
         let answer = stream(scene, &B, &UPLINK, (TO_B.port, CLIENT));
         let answered = stream(scene, &NODE, &UPLINK, (TO_B.host_port, CLIENT)).segments(SEGMENT);
         let uplink = scene.uplink_of(&B);
@@ -64,9 +62,7 @@ fn a_super_packet_in_reply_is_cut_for_the_wire_with_the_asked_address_in_every_s
 #[test]
 fn a_stream_from_the_wire_is_merged_whether_or_not_its_worker_is_the_pods() {
     in_every_way_of_tcp(|scene| {
-        let asked = scene.first(&UPLINK, &NODE, (CLIENT, TO_B.host_port));
-        let got = scene.first(&UPLINK, &B, (CLIENT, TO_B.port)).forwarded(&B);
-        scene.comes_in(&asked, &B, got);
+        scene.b_is_asked(Scene::first, CLIENT);
         for uplink in [&UPLINK, &VETH_UPLINK] {
             let segments = stream(scene, uplink, &NODE, (CLIENT, TO_B.host_port)).segments(SEGMENT);
             for segment in &segments {
