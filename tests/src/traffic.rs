@@ -13,13 +13,15 @@ mod tap;
 mod trace;
 mod visit;
 
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::netns::Namespace;
+use crate::netns::{Namespace, wait_until};
 
 pub use attempt::{Answer, attempt};
 pub use beacon::{Beacon, RouteEvents, Site};
@@ -33,8 +35,12 @@ pub use tap::{Seen, Tap};
 pub use trace::{Hop, trace};
 pub use visit::{Host, Transport, Visitor, caller, is_refused};
 
-/// A packet that has not come by then is lost: the longest path here takes microseconds.
-const LOST_AFTER: Duration = Duration::from_secs(3);
+/// A packet that has not come by then is lost: the longest path here takes microseconds, but a busy
+/// machine may keep a worker waiting for seconds.
+const LOST_AFTER: Duration = Duration::from_secs(10);
+
+/// What a program has still to do when traffic has ended takes it milliseconds.
+const DONE_WITHIN: Duration = Duration::from_secs(10);
 
 /// What came of `ping`.
 #[derive(Clone, Debug)]
@@ -76,12 +82,12 @@ pub fn ping(from: &Namespace, to: IpAddr, options: &str) -> Result<Ping> {
 /// # Errors
 /// When it is not.
 pub fn reaches(from: &Namespace, to: IpAddr) -> Result<()> {
-    let ping = ping(from, to, "-c 1 -W 2")?;
+    let ping = ping(from, to, "-c 1 -W 5")?;
     ensure!(ping.received == ping.sent, "{to} does not answer: {}", ping.text);
     Ok(())
 }
 
-/// A UDP socket in a namespace, on any port. It waits 3 s for a datagram, and has room for as many
+/// A UDP socket in a namespace, on any port. It waits 10 s for a datagram, and has room for as many
 /// as a test sends.
 ///
 /// # Errors
@@ -125,6 +131,15 @@ pub fn echo_datagrams(client: &UdpSocket, server: &UdpSocket, sizes: &[usize]) -
         ensure!(&buffer[..len] == sent, "{size} bytes come back from {to} as they were sent");
     }
     Ok(())
+}
+
+/// Waits until a program has dealt with all that has come for it: then it sleeps in poll(2) or
+/// select(2), which ends at once when more comes (proc(5), `wchan`).
+fn wait_until_idle(program: &Child) -> Result<()> {
+    let wchan = format!("/proc/{}/wchan", program.id());
+    wait_until("a program has nothing left to do", DONE_WITHIN, || {
+        Ok(fs::read_to_string(&wchan)?.contains("poll"))
+    })
 }
 
 /// Whether an error means that nothing came in time.

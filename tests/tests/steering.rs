@@ -152,8 +152,9 @@ fn send_forged(
     ];
     let forger = Forger::start(host, UPLINK)?;
     frames.iter().try_for_each(|frame| forger.send(frame))?;
+    forger.wait_until_sent()?;
     // What was sent before something that has arrived has arrived, too, or never will.
-    wait_until("the last frame arrives", Duration::from_secs(5), || {
+    wait_until("the last frame arrives", Duration::from_secs(15), || {
         Ok(reaches(host, pod.v4.into()).is_ok())
     })?;
     reaches(host, pod.v6.into())?;

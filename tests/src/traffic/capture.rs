@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::wait_until_idle;
 use crate::netns::Namespace;
 
 /// tcpdump listens some 100 ms after it was started.
@@ -62,11 +63,13 @@ impl Capture {
         }
     }
 
-    /// Ends it and returns a line for each packet; with `-v`, several.
+    /// Ends it and returns a line for each packet that passed before; with `-v`, several.
     ///
     /// # Errors
     /// When tcpdump does not end.
     pub fn stop(mut self) -> Result<Vec<String>> {
+        // On a signal it leaves what it has not read yet.
+        wait_until_idle(&self.tcpdump)?;
         kill_process(Pid::from_child(&self.tcpdump), Signal::INT).context("stop tcpdump")?;
         self.tcpdump.wait().context("wait for tcpdump")?;
         self.lines.recv_timeout(LISTENS_WITHIN).context("read what tcpdump saw")

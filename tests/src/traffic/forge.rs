@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use super::capture::Capture;
+use super::wait_until_idle;
 use crate::daemon::{NODE_V4, NODE_V6, Node, OUTSIDE_V4, OUTSIDE_V6};
 use crate::netns::{Namespace, wait_until};
 use crate::pod::{IFNAME, Pod, parse_mac};
@@ -151,7 +152,7 @@ impl Forger {
         let socat = namespace.within(|| command.spawn())?.context("start socat")?;
         let socket = UnixDatagram::unbound()?;
         let forger = Forger { socat, socket, _dir: dir };
-        wait_until("socat listens", Duration::from_secs(5), || {
+        wait_until("socat listens", Duration::from_secs(10), || {
             Ok(forger.socket.connect(&path).is_ok())
         })?;
         Ok(forger)
@@ -164,6 +165,14 @@ impl Forger {
     pub fn send(&self, frame: &Frame) -> Result<()> {
         self.socket.send(&frame.0).context("hand a frame to socat")?;
         Ok(())
+    }
+
+    /// Waits until all frames that were handed to it are on their way.
+    ///
+    /// # Errors
+    /// When socat does not get to that.
+    pub fn wait_until_sent(&self) -> Result<()> {
+        wait_until_idle(&self.socat)
     }
 }
 

@@ -4,27 +4,19 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::forge::checksum;
-use crate::netns::{Namespace, wait_until};
+use super::wait_until_idle;
+use crate::netns::Namespace;
 
 /// tcpdump listens some 100 ms after it was started.
 const LISTENS_WITHIN: Duration = Duration::from_secs(10);
-
-/// tcpdump, which gets every frame at once, is done when it has written none for so long: far above
-/// what a busy machine keeps a process waiting.
-const QUIET_FOR: Duration = Duration::from_millis(200);
-
-/// Traffic of a test ends before its tap.
-const QUIET_WITHIN: Duration = Duration::from_secs(10);
 
 /// Frames that may wait for tcpdump: more than all of a transfer of 4 MB, there and back.
 const WAITING_MAX: usize = 12_288;
@@ -91,7 +83,6 @@ impl Seen {
 #[derive(Debug)]
 pub struct Tap {
     tcpdump: Child,
-    looked_at: Arc<AtomicU64>,
     frames: Option<JoinHandle<Result<Seen>>>,
     words: Option<JoinHandle<String>>,
 }
@@ -114,9 +105,7 @@ impl Tap {
         let mut tcpdump = namespace.within(|| command.spawn())?.context("start tcpdump")?;
         let stdout = tcpdump.stdout.take().context("stdout is piped")?;
         let mut stderr = BufReader::new(tcpdump.stderr.take().context("stderr is piped")?);
-        let looked_at = Arc::new(AtomicU64::new(0));
-        let count = looked_at.clone();
-        let frames = thread::spawn(move || look_at_all(BufReader::new(stdout), mtu, &count));
+        let frames = thread::spawn(move || look_at_all(BufReader::new(stdout), mtu));
         let (sender, listens) = channel();
         let words = thread::spawn(move || {
             let mut said = String::new();
@@ -127,25 +116,18 @@ impl Tap {
             }
             said
         });
-        let tap = Tap { tcpdump, looked_at, frames: Some(frames), words: Some(words) };
+        let tap = Tap { tcpdump, frames: Some(frames), words: Some(words) };
         listens.recv_timeout(LISTENS_WITHIN).with_context(|| format!("tap {ifname}"))?;
         Ok(tap)
     }
 
-    /// Ends it and returns what passed. To be called when the wire is quiet: tcpdump would forget
-    /// what it has not looked at, so it is given time until nothing more comes from it.
+    /// Ends it and returns what passed before.
     ///
     /// # Errors
-    /// When the wire is not quiet, or tcpdump wrote something that it should not.
+    /// When tcpdump does not end, or wrote something that it should not.
     pub fn stop(mut self) -> Result<Seen> {
-        let (mut count, mut since) = (self.looked_at.load(Ordering::Relaxed), Instant::now());
-        wait_until("the wire is quiet", QUIET_WITHIN, || {
-            let now = self.looked_at.load(Ordering::Relaxed);
-            if now != count {
-                (count, since) = (now, Instant::now());
-            }
-            Ok(since.elapsed() >= QUIET_FOR)
-        })?;
+        // On a signal it leaves what it has not read yet.
+        wait_until_idle(&self.tcpdump)?;
         kill_process(Pid::from_child(&self.tcpdump), Signal::INT).context("stop tcpdump")?;
         self.tcpdump.wait().context("wait for tcpdump")?;
         let join = "threads that read what tcpdump writes do not panic";
@@ -165,7 +147,7 @@ impl Drop for Tap {
 }
 
 /// Reads a file in pcap's format to its end (pcap-savefile(5)), in the byte order of this machine.
-fn look_at_all(mut file: impl Read, mtu: usize, looked_at: &AtomicU64) -> Result<Seen> {
+fn look_at_all(mut file: impl Read, mtu: usize) -> Result<Seen> {
     file.read_exact(&mut [0; 24]).context("the header of a capture")?;
     let mut wire = Wire { mtu, seen: Seen::default(), pieces: BTreeMap::new() };
     let mut record = [0; 16];
@@ -183,7 +165,6 @@ fn look_at_all(mut file: impl Read, mtu: usize, looked_at: &AtomicU64) -> Result
             let head: Vec<String> = frame.iter().take(64).map(|b| format!("{b:02x}")).collect();
             wire.seen.tell(format!("{problem:#}, {len} bytes: {}", head.join("")));
         }
-        looked_at.fetch_add(1, Ordering::Relaxed); // only that it grows matters
     }
     Ok(wire.seen)
 }
@@ -354,7 +335,7 @@ mod tests {
             let len = (frame.len() as u32).to_ne_bytes();
             file.extend([&[0; 8][..], &len, &len, frame].concat());
         }
-        look_at_all(&file[..], mtu, &AtomicU64::new(0)).expect("a capture")
+        look_at_all(&file[..], mtu).expect("a capture")
     }
 
     fn udp_v6() -> Vec<u8> {
