@@ -53,8 +53,9 @@ pub const DIRECT: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/48"];
 /// Queues of an uplink: more than there are workers, and not a multiple of three.
 const QUEUES: u32 = 4;
 
-/// A gateway's Ethernet address is known, and in use, within a second of the first packet to it.
-const WARM_WITHIN: Duration = Duration::from_secs(5);
+/// A gateway's Ethernet address is known, and in use, within a second of the first packet to it, or
+/// some more on a busy machine.
+const WARM_WITHIN: Duration = Duration::from_secs(15);
 
 /// Who forwards the pods' packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

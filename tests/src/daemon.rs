@@ -32,10 +32,10 @@ const BPFFS: &str = "/sys/fs/bpf";
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// A daemon is ready within 100 ms here; one that waits for the sockets of a dead one, within 2 s.
-const READY_DEADLINE: Duration = Duration::from_secs(15);
+const READY_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A daemon that is told to stop has no more to do than to drain.
-const STOP_DEADLINE: Duration = Duration::from_secs(10);
+const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Numbers the nodes of this process, so that their pods' addresses differ.
 static NODES: AtomicU8 = AtomicU8::new(0);

@@ -24,8 +24,8 @@ const TCP_PACE: usize = 125_000;
 /// Most datagrams lost by a kill, and by a restart: 20 ms of a flow.
 const LOST_MAX: u64 = 200;
 
-/// Within so long after the daemon is ready, workers carry the flow.
-const CARRIED_WITHIN: Duration = Duration::from_secs(2);
+/// Within so long after the daemon is ready, workers carry the flow, on a busy machine, too.
+const CARRIED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Datagrams of the first flow that are still counted to an event after it: 20 ms.
 const AFTERMATH: u64 = 200;
@@ -127,7 +127,7 @@ fn crash(node: &mut Node, flows: &[(&Pod, &Pod)], kills: u32, forger: &Pod) -> R
         });
         let rounds = (0..kills).map(|_| {
             let round = round(node, &floods, &mut chance)?;
-            stream.wait_for_progress(Duration::from_secs(5)).context("TCP after a kill")?;
+            stream.wait_for_progress(Duration::from_secs(12)).context("TCP after a kill")?;
             Ok(round)
         });
         let rounds = rounds.collect();

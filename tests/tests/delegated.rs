@@ -21,6 +21,9 @@ const PLUGINS: &str = "/usr/lib/cni";
 /// What every address here begins with, in either family.
 const RANGES: [&str; 2] = ["203.0.113.", "2001:db8:99:"];
 
+/// What the daemon does by itself, once a second, is done within so long on a busy machine, too.
+const FOLLOWED_WITHIN: Duration = Duration::from_secs(10);
+
 /// A pod with addresses from outside of the node's pod CIDRs.
 struct Delegated {
     container_id: String,
@@ -150,7 +153,7 @@ fn addresses_outside_of_the_pod_cidrs_are_reached_like_all_others() {
 
         one.delete(node)?;
         let row = |line: &String| line.contains("203.0.113.7") || line.contains("2001:db8:99::7");
-        wait_until("nothing of it is left", Duration::from_secs(2), || {
+        wait_until("nothing of it is left", FOLLOWED_WITHIN, || {
             Ok(!traces(node)?.iter().any(row))
         })?;
         is_near(node, &two, &inside).context("beside a pod that went")?;
@@ -160,10 +163,10 @@ fn addresses_outside_of_the_pod_cidrs_are_reached_like_all_others() {
         node.namespace().ip(&["route", "del", "203.0.113.8"])?;
         node.namespace().ip(&["-6", "route", "del", "2001:db8:99::8"])?;
         let same = || Ok(traces(node)? == before);
-        wait_until("the ways to it are repaired", Duration::from_secs(2), same)?;
+        wait_until("the ways to it are repaired", FOLLOWED_WITHIN, same)?;
         two.delete(node)?;
         let none = || Ok(traces(node)?.is_empty());
-        wait_until("nothing is left", Duration::from_secs(2), none)
+        wait_until("nothing is left", FOLLOWED_WITHIN, none)
             .with_context(|| format!("{:#?}", traces(node)))
     });
 }
@@ -181,7 +184,7 @@ fn a_pod_that_went_without_a_daemon_leaves_no_way_behind_and_neither_does_uninst
         node.stop_daemon(Signal::KILL)?;
         gone.delete(node).context("DEL is kept for the next daemon")?;
         node.start_daemon()?;
-        wait_until("its ways are gone", Duration::from_secs(2), || {
+        wait_until("its ways are gone", FOLLOWED_WITHIN, || {
             let traces = traces(node)?;
             Ok(!traces.iter().any(|line| line.contains("203.0.113.1")))
         })?;
@@ -224,7 +227,7 @@ fn a_family_that_only_delegated_addresses_have_is_forwarded_too() -> Result<()> 
     node.start_daemon()?;
     both(&node).context("after a restart")?;
     pod.delete(&node)?;
-    wait_until("nothing is left", Duration::from_secs(2), || Ok(traces(&node)?.is_empty()))?;
+    wait_until("nothing is left", FOLLOWED_WITHIN, || Ok(traces(&node)?.is_empty()))?;
     node.check()
 }
 

@@ -149,7 +149,7 @@ fn the_node_hears_answers_at_the_number_of_a_host_port_and_the_pod_what_is_for_i
         let server = Host::open(&scene.outside, server, CONTAINER_PORT)?;
         let own = SocketAddr::new(Scene::node_address(Client::Outside)[0], EPHEMERAL);
         let process = cluster.node(0).namespace().within(|| UdpSocket::bind(own))??;
-        process.set_read_timeout(Some(Duration::from_secs(3)))?;
+        process.set_read_timeout(Some(Duration::from_secs(10)))?;
         process.connect(server.address())?;
         for _ in 0..3 {
             server.visited_by_udp(&process).context("of the node's own")?;

@@ -32,7 +32,7 @@ const PINGS: u64 = 20;
 
 /// The kernel frees a namespace some 50 ms after its last reference; DEL answers before the veth
 /// pair is gone.
-const GONE_DEADLINE: Duration = Duration::from_secs(10);
+const GONE_DEADLINE: Duration = Duration::from_secs(30);
 
 #[test]
 #[ignore = "needs root"]

@@ -70,7 +70,7 @@ fn without_a_daemon_add_is_put_off_and_del_is_kept() {
             .filter_map(|row| row["container_id"].as_str())
             .collect();
         ensure!(ids == ["stays"], "the queued DEL is served before anything else: {ids:?}");
-        wait_until("the interface is gone", Duration::from_secs(2), || {
+        wait_until("the interface is gone", Duration::from_secs(10), || {
             let links = node.namespace().ip_json(&["link"])?;
             let names = links.as_array().into_iter().flatten().map(|link| link["ifname"].as_str());
             Ok(!names.into_iter().any(|name| name == Some(gone.host_ifname.as_str())))

@@ -15,7 +15,7 @@ use crate::daemon::ip;
 use crate::netns::wait_until;
 
 /// A routing daemon starts, and answers, in milliseconds.
-pub(super) const STARTS_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const STARTS_WITHIN: Duration = Duration::from_secs(30);
 
 /// Sessions follow: the examples try again after 5 s.
 const SESSIONS_WITHIN: Duration = Duration::from_secs(30);

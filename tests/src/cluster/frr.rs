@@ -35,7 +35,7 @@ const ADDRESS_FAMILIES: [&str; 2] = ["address-family ipv4 unicast", "address-fam
 const DAEMONS: [&str; 2] = ["zebra", "bgpd"];
 
 /// A daemon that is told to end takes its routes out of the kernel, and itself out of /var/tmp.
-const ENDS_WITHIN: Duration = Duration::from_secs(5);
+const ENDS_WITHIN: Duration = Duration::from_secs(20);
 
 /// FRR on one node. Dropped, it is stopped.
 #[derive(Debug)]

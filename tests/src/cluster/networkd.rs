@@ -17,7 +17,7 @@ use crate::daemon::binary;
 use crate::netns::wait_until;
 
 /// It takes some hundred milliseconds to look around and to configure an interface.
-const CONFIGURES_WITHIN: Duration = Duration::from_secs(10);
+const CONFIGURES_WITHIN: Duration = Duration::from_secs(30);
 
 /// The first process of the namespaces: covers what systemd-networkd and `viaduct doctor` look at,
 /// and starts systemd-networkd. Arguments: the directory of its configuration.

@@ -14,7 +14,7 @@ use crate::netns::{Namespace, wait_until};
 
 /// How long a plugin may take to finish removing what its answer said is removed: deleting a veth
 /// is asynchronous in the kernel, and a plugin may do it after it has answered.
-pub const SETTLE: Duration = Duration::from_secs(5);
+pub const SETTLE: Duration = Duration::from_secs(10);
 
 /// The members of a list of the result; none when the list is absent.
 pub fn list<'a>(result: &'a Value, key: &str) -> &'a [Value] {

@@ -11,9 +11,10 @@ use super::is_timeout;
 use super::visit::{Host, Transport, Visitor, caller};
 use crate::netns::Namespace;
 
-/// What has not come by then never will: a path that works takes microseconds, and some of those
-/// that are tried do not work, which has to be waited for.
-const SILENT_AFTER: Duration = Duration::from_millis(200);
+/// What has not come by then never will: a path that works takes microseconds, or seconds where a
+/// busy machine keeps a worker waiting; and some of those that are tried do not work, which has to
+/// be waited for.
+const SILENT_AFTER: Duration = Duration::from_secs(2);
 
 /// What became of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +52,6 @@ pub fn attempt(
 }
 
 fn attempt_tcp(from: &Namespace, dial: SocketAddr, hosts: &[&Host]) -> Result<Answer> {
-    // A SYN that was lost is sent again after a second (RFC 6298 §2): too late.
     let client = match from.within(|| TcpStream::connect_timeout(&dial, SILENT_AFTER))? {
         Ok(client) => client,
         Err(error) if error.kind() == ErrorKind::TimedOut => return Ok(Answer::Silence),

@@ -16,7 +16,7 @@ use crate::netns::wait_until;
 const TICK: Duration = Duration::from_millis(1);
 
 /// After the last datagram was sent, one that has not come by then never will.
-const LINGER: Duration = Duration::from_millis(300);
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Waits are for a few thousand datagrams, at thousands a second.
 const SENT_WITHIN: Duration = Duration::from_secs(30);

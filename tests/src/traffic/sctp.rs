@@ -15,10 +15,8 @@ use rustix::net::{
     ipproto, recvfrom, sendto, socket_with,
 };
 
+use super::LOST_AFTER;
 use crate::netns::Namespace;
-
-/// A packet that has not come by then is lost.
-const LOST_AFTER: Duration = Duration::from_secs(3);
 
 /// Chunk types (RFC 9260 §3.2).
 const INIT: u8 = 1;

@@ -16,10 +16,10 @@ const UNDER_WAY_MAX: u64 = 96;
 
 /// A datagram that has not come by then is lost; the next ones are sent without it. Longer than a
 /// busy machine keeps a worker waiting: more under way than have room would be lost indeed.
-const LOST_AFTER: Duration = Duration::from_millis(500);
+const LOST_AFTER: Duration = Duration::from_secs(2);
 
 /// After the last datagram was sent, one that has not come by then never will.
-const LINGER: Duration = Duration::from_millis(500);
+const LINGER: Duration = Duration::from_secs(2);
 
 /// What became of a sequence.
 #[derive(Clone, Copy, Debug, Default)]

@@ -12,11 +12,9 @@ use rustix::net::{
     AddressFamily, RecvFlags, SocketFlags, SocketType, ipproto, recvfrom, socket_with,
 };
 
+use super::LOST_AFTER;
 use super::visit::caller;
 use crate::netns::Namespace;
-
-/// A hop that has not answered by then does not.
-const SILENT_AFTER: Duration = Duration::from_secs(3);
 
 /// Types of ICMP and ICMPv6 (RFC 792, RFC 4443).
 const UNREACHABLE: [u8; 2] = [3, 1];
@@ -58,7 +56,7 @@ pub fn trace(from: &Namespace, dial: SocketAddr) -> Result<Vec<Hop>> {
 
 /// The error about a datagram between these ends.
 fn hop(errors: &OwnedFd, own: SocketAddr, dial: SocketAddr) -> Result<Hop> {
-    let end = Instant::now() + SILENT_AFTER;
+    let end = Instant::now() + LOST_AFTER;
     let mut buffer = [0; 2048];
     while Instant::now() < end {
         let Ok((len, _, from)) = recvfrom(errors, &mut buffer, RecvFlags::empty()) else {

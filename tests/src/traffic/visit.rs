@@ -192,7 +192,7 @@ impl Host {
     }
 }
 
-/// A UDP socket on any port, connected to where its datagrams go; it waits 3 s for one.
+/// A UDP socket on any port, connected to where its datagrams go; it waits 10 s for one.
 ///
 /// # Errors
 /// When there is no route.
