@@ -74,7 +74,7 @@ type Check = fn(&Facts) -> Vec<Row>;
 
 /// All checks but those of uplinks, in the order one would look: the file, the machine, the
 /// network, the daemon.
-const CHECKS: [Check; 25] = [
+const CHECKS: [Check; 26] = [
     machine::configuration,
     machine::rights,
     machine::kernel,
@@ -89,6 +89,7 @@ const CHECKS: [Check; 25] = [
     settings::forwarding,
     settings::rp_filter,
     settings::accept_ra,
+    settings::tcp_loose,
     node_port::pod_cidrs,
     node_port::devices,
     node_port::rules,

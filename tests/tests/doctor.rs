@@ -174,6 +174,10 @@ fn each_broken_setting_is_found_and_its_mend_helps() {
         patient.run("sysctl", "-qw net.ipv6.conf.up0.accept_ra=2")?;
         patient.is_well().context("the router is listened to")?;
 
+        patient.run("sysctl", "-qw net.netfilter.nf_conntrack_tcp_loose=0")?;
+        patient.finds("tcp_loose", 1, "nf_conntrack_tcp_loose is 0")?;
+        patient.run("sysctl", "-qw net.netfilter.nf_conntrack_tcp_loose=1")?;
+
         let inside = v4.replace(".0/24", ".77/32");
         ip(patient.node.namespace(), &format!("addr add {inside} dev lo"))?;
         patient.finds("pod_cidrs", 1, "of lo lies within")?;

@@ -14,7 +14,11 @@ const BYPASSED: [(&str, &str, &str); 2] = [
         "its translations are not seen by workers",
         ", and \"portMappings\": true into the capabilities of viaduct-cni",
     ),
-    ("bandwidth", "its limits are on queues that packets of workers do not pass", ""),
+    (
+        "bandwidth",
+        "its limits are on queues that packets of workers do not pass",
+        ", and \"bandwidth\": true into the capabilities of viaduct-cni",
+    ),
 ];
 
 /// No plugin after ours relies on the kernel's path.

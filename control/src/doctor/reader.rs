@@ -12,6 +12,7 @@ use dataplane::xsk::socket::probe;
 use rustix::process::{Resource, getrlimit};
 
 use super::facts::{Daemon, Facts, Machine, Network, Places, Read, TABLE_MAIN, is_ours};
+use super::settings::TCP_LOOSE;
 use super::{nic, others};
 use crate::config::Config;
 use crate::netlink::{Link, Netlink, NetlinkError};
@@ -187,6 +188,7 @@ fn settings(links: &[Link], uplinks: &[String]) -> BTreeMap<String, String> {
         "ipv6/conf/all/forwarding",
         "ipv4/conf/all/rp_filter",
         "ipv4/conf/default/rp_filter",
+        TCP_LOOSE,
     ]
     .map(str::to_owned)
     .into();

@@ -1,4 +1,5 @@
-//! Checks of the kernel's settings: forwarding, reverse path filtering, router advertisements.
+//! Checks of the kernel's settings: forwarding, reverse path filtering, router advertisements,
+//! connection tracking.
 
 use super::Row;
 use super::facts::{Facts, is_ours};
@@ -10,6 +11,10 @@ const PROTOCOL_RA: u8 = 9;
 
 /// Loose reverse path filtering (ip-sysctl.rst, `rp_filter`).
 const LOOSE: u32 = 2;
+
+/// Whether the kernel tracks a TCP connection that it sees in its middle first
+/// (nf_conntrack-sysctl.rst). Not there before connection tracking is loaded, and on by default.
+pub(super) const TCP_LOOSE: &str = "netfilter/nf_conntrack_tcp_loose";
 
 /// Where routers and forwarding are switched.
 const FORWARDING: [(&str, &str); 2] = [
@@ -111,6 +116,20 @@ pub(super) fn accept_ra(facts: &Facts) -> Vec<Row> {
     Row::all_or(wrong.collect(), || {
         Row::well(CHECK, "no interface that needs its router ignores it")
     })
+}
+
+/// The kernel takes over connections to host ports that workers have opened.
+pub(super) fn tcp_loose(facts: &Facts) -> Vec<Row> {
+    const CHECK: &str = "tcp_loose";
+    vec![if facts.network.setting(TCP_LOOSE) == "0" {
+        let found = "the kernel picks up no TCP connection in its middle (nf_conntrack_tcp_loose \
+                     is 0): those to host ports stand still while no daemon runs";
+        let mend = "sysctl -w net.netfilter.nf_conntrack_tcp_loose=1, and see what in \
+                    /etc/sysctl.d turns it off";
+        Row::amiss(CHECK, found, mend)
+    } else {
+        Row::well(CHECK, "the kernel picks up TCP connections that workers have opened")
+    }]
 }
 
 /// Whether the node's way out may come from a router on this link: one has announced it, or it has

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use dataplane::xsk::socket::SocketFeatures;
 
 use super::facts::{Cni, Daemon, Machine, Network, Networkd, PluginList};
+use super::settings::TCP_LOOSE;
 use super::*;
 use crate::config::{Config, PortMode};
 use crate::netlink::{Address, AddressScope, Link, Route, RouteKind, Rule};
@@ -74,6 +75,7 @@ fn network() -> Network {
         ("ipv4/conf/viaduct0/rp_filter", "2"),
         ("ipv4/conf/viaduct1/rp_filter", "2"),
         ("ipv4/conf/vd0123456789ab/rp_filter", "2"),
+        ("netfilter/nf_conntrack_tcp_loose", "1"),
         ("ipv6/conf/eth0/forwarding", "1"),
         ("ipv6/conf/eth0/accept_ra", "2"),
         ("ipv6/conf/veth7/forwarding", "1"),
@@ -316,6 +318,12 @@ fn our_interfaces_must_filter_loosely_and_others_may_do_as_they_like() {
 }
 
 #[test]
+fn a_kernel_that_takes_over_no_connection_is_found_and_one_that_tracks_none_yet_is_fine() {
+    finds(|f| set(f, TCP_LOOSE, "0"), &[("tcp_loose", "nf_conntrack_tcp_loose is 0")]);
+    finds(|f| drop(f.network.settings.remove(TCP_LOOSE)), &[]);
+}
+
+#[test]
 fn forwarding_that_was_turned_off_is_found_for_the_families_that_pods_have() {
     finds(|f| set(f, "ipv4/ip_forward", "0"), &[("forwarding", "net.ipv4.ip_forward is off")]);
     finds(|f| set(f, "ipv6/conf/all/forwarding", "0"), &[("forwarding", "ipv6")]);
@@ -450,6 +458,8 @@ fn plugins_after_ours_that_workers_bypass_are_found() {
         let rows = rows_with(&facts, Some(false));
         assert_eq!(rows.len(), amiss, "{rows:#?}");
         assert!(rows.iter().all(|row| row.found.contains(kind) && row.found.contains("10-via")));
+        let instead = rows.iter().all(|row| row.mend.contains("capabilities of viaduct-cni"));
+        assert!(instead, "{rows:#?}");
     }
     finds(|f| f.cni.lists = Ok(vec![list(&["bridge", "portmap"])]), &[]);
     finds(|f| f.cni.loopback = Ok(false), &[("loopback_plugin", "/opt/cni/bin/loopback")]);
