@@ -138,9 +138,8 @@ fn refuse_foreign(map: &Map<String, Value>) -> Result<(), CniError> {
         ("portMappings", &is_empty, "here; the runtime sends it in runtimeConfig"),
     ];
     for (key, is_fine, instead) in keys {
-        match field(map, key).filter(|value| !is_fine(value)) {
-            Some(value) => return Err(unsupported(key, value, instead)),
-            None => continue,
+        if let Some(value) = field(map, key).filter(|value| !is_fine(value)) {
+            return Err(unsupported(key, value, instead));
         }
     }
     Ok(())
