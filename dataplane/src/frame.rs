@@ -368,7 +368,6 @@ impl FramePool {
     }
 
     /// Writes into a frame, as the kernel would. False if no fill ring holds it.
-    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn write_as_kernel(&mut self, address: u64, bytes: &[u8]) -> bool {
         let (index, offset) = self.locate(address).expect("an address of the fill ring");
         self.area.bytes_mut(index, offset, bytes.len() as u16).copy_from_slice(bytes);

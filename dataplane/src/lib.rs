@@ -31,7 +31,6 @@ pub mod port;
 pub mod publish;
 pub mod segment;
 pub mod share;
-#[cfg(any(test, feature = "sim"))]
 pub mod sim;
 pub mod source;
 pub mod sync;

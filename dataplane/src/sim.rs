@@ -1,5 +1,6 @@
-//! A simulated port: the rings as queues in memory, for tests and benches. It moves frames
-//! through the pool exactly as AF_XDP does, so the frame law holds or breaks in the same places.
+//! A simulated port: the rings as queues in memory, for [`crate::explain`], tests and benches. It
+//! moves frames through the pool exactly as AF_XDP does, so the frame law holds or breaks in the
+//! same places.
 
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
