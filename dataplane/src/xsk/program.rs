@@ -25,6 +25,7 @@ mod host_ports;
 mod link;
 mod maps;
 mod steering;
+mod trial;
 mod uplink;
 
 pub use bpf_dir::check_bpf_dir;
@@ -35,6 +36,7 @@ pub use maps::{
     FALLBACK_OUTCOMES, Fallback, PORTS_MAX, PortEntry, PortKind, SOURCES_MAX, WORKERS_MAX,
 };
 pub use steering::{DIRECT_PREFIXES_MAX, POD_PREFIXES_MAX, Steering};
+pub use trial::Trial;
 pub use uplink::{UPLINKS_MAX, UplinkEntry, pinned_uplink_program};
 
 use maps::Maps;
@@ -123,11 +125,13 @@ impl Programs {
         bpf_dir::prepare(&self.bpf_dir)?;
         bpf_dir::create(&self.links)?;
         bpf_dir::create(&self.uplink_links)?;
-        for (name, object) in [("port", &mut self.port), ("uplink", &mut self.uplink)] {
-            for mut map in object.maps_mut() {
+        for (name, object) in [("port", &self.port), ("uplink", &self.uplink)] {
+            for map in object.maps() {
                 let path = self.bpf_dir.join(map.name());
                 if !path.exists() {
-                    map.pin(&path).map_err(|source| load_error(name, source))?;
+                    // By a handle: libbpf takes the map of an object to be pinned still.
+                    let pinned = MapHandle::try_from(&map).and_then(|mut map| map.pin(&path));
+                    pinned.map_err(|source| load_error(name, source))?;
                 }
             }
         }

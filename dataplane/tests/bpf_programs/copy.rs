@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
+use dataplane::xsk::program::Trial;
 use libbpf_rs::{Object, ObjectBuilder, ProgramInput};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
@@ -66,6 +67,16 @@ pub fn counted(
         [] => None,
         [(outcome, 1)] => Some(outcome),
         _ => panic!("one frame was counted as {changed:?}"),
+    }
+}
+
+/// What the loader's own trial must have found, where the copy has answered and counted this.
+pub fn trial_of((action, counted): (u32, Option<&'static str>)) -> Trial {
+    match (action, counted) {
+        (REDIRECT, None) => Trial::Taken,
+        (PASS, Some(why)) => Trial::Passed(why),
+        (DROP, Some(why)) => Trial::Dropped(why),
+        other => panic!("{other:?}"),
     }
 }
 

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use dataplane::tables::Prefix;
 use dataplane::xsk::program::{Programs, Steering, UplinkEntry};
 
-use crate::copy::{Copy, PASS, REDIRECT, counted, xsk};
+use crate::copy::{Copy, PASS, REDIRECT, counted, trial_of, xsk};
 use crate::frames::{ICMPV6, UDP, fragment};
 use crate::machine::{BpfDir, Netns, close};
 
@@ -116,8 +116,13 @@ impl Bench {
     /// The action for a frame of a queue, and what it was counted as.
     pub fn run(&self, frame: &[u8], queue: u32) -> (u32, Option<&'static str>) {
         let before = self.programs.uplink_counts().expect("counts are read");
+        let trial = self.netns.enter(|| self.programs.try_uplink(self.ifindex, queue, frame));
         let action = self.netns.enter(|| self.copy.run(frame, self.ifindex, queue));
-        (action, counted(&before, &self.programs.uplink_counts().expect("counts are read")))
+        let after = self.programs.uplink_counts().expect("counts are read");
+        // One count more, so the trial was not counted.
+        let found = (action, counted(&before, &after));
+        assert_eq!(trial.expect("the kernel runs the program"), trial_of(found));
+        found
     }
 
     pub fn takes(&self, what: &str, frame: &[u8]) {

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use dataplane::xsk::program::{Fallback, PORTS_MAX, PortEntry, PortKind, Programs, WORKERS_MAX};
 
-use crate::copy::{Copy, DROP, PASS, REDIRECT, counted, xsk};
+use crate::copy::{Copy, DROP, PASS, REDIRECT, counted, trial_of, xsk};
 use crate::frames::*;
 use crate::machine::{BpfDir, Netns, close};
 
@@ -46,9 +46,13 @@ impl Bench {
     /// The action for a frame, and what it was counted as.
     fn run(&self, frame: &[u8]) -> (u32, Option<&'static str>) {
         let before = self.programs.fallback_counts().expect("counts are read");
+        let trial = self.netns.enter(|| self.programs.try_port(self.ifindex, frame));
         let action = self.netns.enter(|| self.copy.run(frame, self.ifindex, 0));
         let after = self.programs.fallback_counts().expect("counts are read");
-        (action, counted(&before, &after))
+        // One count more, so the trial was not counted.
+        let found = (action, counted(&before, &after));
+        assert_eq!(trial.expect("the kernel runs the program"), trial_of(found));
+        found
     }
 
     fn expect(&self, what: &str, frame: &[u8], outcome: &'static str) {

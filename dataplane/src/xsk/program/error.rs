@@ -68,6 +68,14 @@ pub enum ProgramError {
         /// What libbpf or the kernel answered.
         source: libbpf_rs::Error,
     },
+    /// The kernel does not run a program on a packet that was made up.
+    #[error("cannot try the BPF program {program}: {source:#}; look at the log at level debug")]
+    Trial {
+        /// The program.
+        program: &'static str,
+        /// What libbpf or the kernel answered.
+        source: libbpf_rs::Error,
+    },
     /// The device runs an XDP program that is not ours to replace.
     #[error(
         "interface {ifindex} already runs XDP program {program_id}, pinned neither as {} nor by us \

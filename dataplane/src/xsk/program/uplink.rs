@@ -17,7 +17,7 @@ pub const UPLINKS_MAX: u32 = 128;
 pub(super) const LINKS: &str = "uplink-links";
 
 /// Why `uplink` passes a packet, in the order of its enum outcome.
-const OUTCOMES: [&str; 7] = [
+pub(super) const OUTCOMES: [&str; 7] = [
     "unknown_uplink",
     "other_mac",
     "ether_type",
