@@ -110,6 +110,11 @@ pub enum DropReason {
     IcmpErrorUnknownFlow,
     /// A later fragment came without the first, which has the ports.
     FragmentWithoutFirst,
+    // Limits.
+    /// By the pod's limit it would wait too long.
+    ShaperFull,
+    /// What waits by the pod's limit has its share of the worker's frames.
+    ShaperNoFrames,
     // Memory and rings.
     /// The worker has no free frame.
     NoFrames,
@@ -200,6 +205,12 @@ pub const TABLE: [(DropReason, &str, &str); DropReason::COUNT] = {
             FragmentWithoutFirst,
             "fragment_without_first",
             "a later fragment came without the first, which has the ports",
+        ),
+        (ShaperFull, "shaper_full", "by the pod's limit it would wait too long"),
+        (
+            ShaperNoFrames,
+            "shaper_no_frames",
+            "what waits by the pod's limit has its share of the frames",
         ),
         (NoFrames, "no_frames", "the worker has no free frame"),
         (CrossingFull, "crossing_full", "the ring to the destination's worker is full"),

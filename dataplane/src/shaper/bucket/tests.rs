@@ -1,0 +1,199 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// Bits of a gigabyte-per-second line: a byte each nanosecond, so that small numbers can be
+/// followed by hand.
+const BYTE_PER_NS: u64 = 8_000_000_000;
+
+fn limit(bits_per_s: u64, burst_bytes: u64) -> Limit {
+    Limit { bits_per_s, burst_bytes, queue_ns: 0 }
+}
+
+/// Numbers of every length up to `bits`.
+fn any_length(bits: u32) -> impl Strategy<Value = u64> {
+    (0..bits, any::<u64>()).prop_map(|(shift, number)| (number >> (63 - shift)).max(1))
+}
+
+fn take(bucket: &mut Bucket, wire_bytes: u32, now_ns: u64) -> bool {
+    bucket.refill(now_ns);
+    bucket.take(wire_bytes)
+}
+
+/// The oracle remembers everything that was taken and keeps no level: of any window that ends
+/// now, what was taken in it leaves the burst, and what the rate brings in it, less that.
+struct Remembered {
+    limit: Limit,
+    taken: Vec<(u64, u32)>,
+}
+
+impl Remembered {
+    /// Billionths of a bit.
+    fn tokens(&self, now_ns: u64) -> i128 {
+        let burst = i128::from(self.limit.burst_bytes) * 8_000_000_000;
+        let mut left = burst;
+        let mut taken = 0;
+        for (at_ns, wire_bytes) in self.taken.iter().rev() {
+            taken += i128::from(*wire_bytes) * 8_000_000_000;
+            let brought = i128::from(self.limit.bits_per_s) * i128::from(now_ns - at_ns);
+            left = left.min(burst + brought - taken);
+        }
+        left
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_bucket_equals_the_memory_of_all_that_was_taken(
+        rate in any_length(40),
+        burst in any_length(40),
+        start in any_length(60),
+        steps in prop::collection::vec((0..3u8, any_length(36), 0..70_000u32), 1..60),
+    ) {
+        let limit = limit(rate, burst);
+        let mut oracle = Remembered { limit, taken: Vec::new() };
+        let mut bucket = Bucket::full(&limit, start);
+        let mut now_ns = start;
+        for (kind, gap, wire_bytes) in steps {
+            match kind {
+                0 => {}
+                1 => now_ns += gap,
+                _ => now_ns = bucket.ready_ns().min(now_ns + (1 << 40)),
+            }
+            bucket.refill(now_ns);
+            let tokens = oracle.tokens(now_ns);
+            prop_assert_eq!(bucket.tokens, tokens);
+            prop_assert_eq!(i128::from(bucket.tokens_bytes()), tokens / 8_000_000_000);
+            prop_assert_eq!(bucket.take(wire_bytes), tokens > 0);
+            if tokens > 0 {
+                oracle.taken.push((now_ns, wire_bytes));
+            }
+            let ready_ns = bucket.ready_ns();
+            prop_assert!(oracle.tokens(ready_ns) > 0);
+            prop_assert!(ready_ns == now_ns || oracle.tokens(ready_ns - 1) <= 0);
+        }
+    }
+
+    #[test]
+    fn who_waits_longer_is_who_is_ready_later(
+        rate in any_length(40),
+        spent in 0..200_000u32,
+        before in 0..200_000u32,
+        waits in prop::collection::vec(any_length(40), 0..8),
+    ) {
+        let mut bucket = Bucket::full(&limit(rate, 1000), 0);
+        prop_assert!(bucket.take(spent));
+        let mut behind = bucket;
+        behind.tokens -= i128::from(before) * TOKENS_PER_BYTE;
+        let wait_ns = behind.ready_ns();
+        for ns in waits.into_iter().chain([0, wait_ns.saturating_sub(1), wait_ns, wait_ns + 1]) {
+            prop_assert_eq!(bucket.is_ready_later(before.into(), ns), wait_ns > ns);
+        }
+        let long_ns = (u128::from(before) * 8_000_000_000 / u128::from(rate)) as u64;
+        prop_assert!(!bucket.takes_longer(before, long_ns + 1));
+        prop_assert!(long_ns == 0 || bucket.takes_longer(before, long_ns - 1));
+    }
+
+    #[test]
+    fn no_number_is_too_large(
+        rate in any::<u64>(),
+        burst in any::<u64>(),
+        steps in prop::collection::vec((any::<u64>(), any::<u32>(), any::<u64>()), 0..20),
+    ) {
+        for (rate, burst) in [(rate, burst), (u64::MAX, u64::MAX), (0, 0), (1, u64::MAX)] {
+            let mut bucket = Bucket::full(&limit(rate, burst), 0);
+            for (now_ns, wire_bytes, bytes) in &steps {
+                // Times in no order: a clock that steps back and forth.
+                bucket.refill(*now_ns);
+                prop_assert!(bucket.tokens <= bucket.burst);
+                bucket.take(u32::MAX);
+                bucket.take(*wire_bytes);
+                prop_assert!(bucket.ready_ns() >= *now_ns);
+                prop_assert!(bucket.tokens_bytes() >= -i64::from(u32::MAX));
+                let later = bucket.is_ready_later(*bytes, u64::MAX);
+                prop_assert!(!later || bucket.is_ready_later(*bytes, 0));
+                prop_assert!(!bucket.takes_longer(*wire_bytes, u64::MAX) || rate < 1 << 35);
+                bucket.change(&limit(*bytes, *now_ns));
+            }
+        }
+    }
+
+    #[test]
+    fn a_clock_that_steps_back_makes_nobody_wait_longer(
+        rate in any_length(40),
+        spent in 0..200_000u32,
+        from in any_length(50),
+        to in any_length(50),
+    ) {
+        let mut bucket = Bucket::full(&limit(rate, 1), from);
+        prop_assert!(bucket.take(spent));
+        let wait_ns = bucket.ready_ns() - from;
+        bucket.refill(from.min(to));
+        prop_assert_eq!(bucket.ready_ns() - from.min(to), wait_ns);
+    }
+}
+
+#[test]
+fn every_window_of_every_small_case_keeps_the_law() {
+    // All ways to send five packets of 1 to 4 bytes, each 0 to 2 ns after the one before, or as
+    // soon as it may.
+    for burst in 1..=4u64 {
+        for case in 0..16u32.pow(5) {
+            let mut bucket = Bucket::full(&limit(BYTE_PER_NS, burst), 0);
+            let mut sent: [(u64, u64); 5] = [(0, 0); 5];
+            let mut now_ns = 0;
+            for (index, sent) in sent.iter_mut().enumerate() {
+                let choice = case >> (index * 4) & 15;
+                let (gap, bytes) = (u64::from(choice >> 2), (choice & 3) + 1);
+                now_ns = if gap == 3 { bucket.ready_ns() } else { now_ns + gap };
+                let took = take(&mut bucket, bytes, now_ns);
+                *sent = (now_ns, if took { bytes.into() } else { 0 });
+            }
+            for first in 0..5 {
+                let mut total = 0;
+                // 0 bytes: it was not let go.
+                for &(at_ns, bytes) in sent[first..].iter().filter(|(_, bytes)| *bytes > 0) {
+                    total += bytes;
+                    assert!(total <= at_ns - sent[first].0 + burst + bytes, "{burst} {case:#x}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_is_lost_over_a_long_time_at_any_rate() {
+    for rate in [1, 3, 800, 7_777, 1_000_000, 999_999_937, 5_000_000_000, 999_999_999_989] {
+        let mut bucket = Bucket::full(&limit(rate, 3_000), 0);
+        let mut now_ns = 0;
+        for sent in 0..100_000u128 {
+            let owed = (sent * 1_514).saturating_sub(3_000) * 8_000_000_000;
+            let expected = if sent * 1_514 < 3_000 { 0 } else { owed / u128::from(rate) + 1 };
+            assert_eq!(u128::from(now_ns), expected, "packet {sent} at {rate} bit/s");
+            assert!(take(&mut bucket, 1_514, now_ns));
+            now_ns = bucket.ready_ns();
+        }
+    }
+}
+
+#[test]
+fn silence_saves_no_more_than_the_burst() {
+    let mut bucket = Bucket::full(&limit(BYTE_PER_NS, 100), 0);
+    assert!(take(&mut bucket, 100, u64::MAX / 2));
+    assert!(!take(&mut bucket, 1, u64::MAX / 2), "an empty bucket gives nothing");
+    assert!(take(&mut bucket, 100, u64::MAX / 2 + 1), "one byte is enough for any packet");
+    assert_eq!(bucket.ready_ns(), u64::MAX / 2 + 101);
+}
+
+#[test]
+fn a_change_keeps_the_debt_and_caps_the_tokens() {
+    let mut bucket = Bucket::full(&limit(BYTE_PER_NS, 1_000), 0);
+    bucket.change(&limit(BYTE_PER_NS, 10));
+    assert_eq!(bucket.tokens_bytes(), 10);
+    bucket.change(&limit(BYTE_PER_NS, 1_000));
+    assert_eq!(bucket.tokens_bytes(), 10, "a larger burst has to be saved first");
+    assert!(bucket.take(1_010));
+    bucket.change(&limit(BYTE_PER_NS / 10, 2_000));
+    assert_eq!(bucket.tokens_bytes(), -1_000);
+    assert_eq!(bucket.ready_ns(), 10_001);
+}
