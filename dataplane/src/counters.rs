@@ -42,6 +42,14 @@ pub struct DirectionCounters {
     pub wire_bytes: Counter,
     /// Packets not forwarded, by reason.
     pub drops: [Counter; DropReason::COUNT],
+    /// Packets that would have waited so long for the limit that they were marked with CE
+    /// (RFC 3168): their senders slow down.
+    pub marked: Counter,
+    /// Bytes on a wire that wait for the limit at present; 0 without one.
+    pub queued_bytes: Counter,
+    /// Bytes that may leave at once by the limit, as of the worker's newest look at it, in two's
+    /// complement: less than 0 is the debt of the last packet. 0 without a limit.
+    pub tokens: Counter,
 }
 
 impl Default for DirectionCounters {
@@ -52,6 +60,9 @@ impl Default for DirectionCounters {
             wire_packets: Counter::default(),
             wire_bytes: Counter::default(),
             drops: std::array::from_fn(|_| Counter::default()),
+            marked: Counter::default(),
+            queued_bytes: Counter::default(),
+            tokens: Counter::default(),
         }
     }
 }
@@ -104,7 +115,8 @@ pub struct WorkerCounters {
     pub generated: Counter,
     /// Packets that joined one before them, and went on as a part of it.
     pub merged: Counter,
-    /// Packets that are held at present, for others to join them.
+    /// Packets that are held at present: for others to join them, or until their limit allows
+    /// them.
     pub held: Counter,
     /// Packets given to tx rings.
     pub sent: Counter,
@@ -125,7 +137,7 @@ pub struct WorkerCounters {
     pub frames_tx: Counter,
     /// Frames on the way to another worker.
     pub frames_crossing: Counter,
-    /// Frames of packets that are held to be merged.
+    /// Frames of packets that are held.
     pub frames_held: Counter,
     /// ICMP errors whose addresses, and those of the packet that they speak of, were translated.
     pub icmp_errors_translated: Counter,

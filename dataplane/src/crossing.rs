@@ -47,6 +47,14 @@ pub struct Routed {
     pub wire_bytes: u32,
 }
 
+impl Routed {
+    /// It speaks of a packet of `len` bytes now that is to be cut no more.
+    pub fn be_one_packet(&mut self, len: usize) {
+        self.offload.gso_size = 0;
+        (self.wire_packets, self.wire_bytes) = (1, len as u32);
+    }
+}
+
 /// It is copied with every frame: a cache line holds it and a [`Piece`].
 const _: () = assert!(size_of::<Crossing>() <= 40);
 

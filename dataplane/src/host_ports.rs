@@ -313,6 +313,7 @@ mod tests {
             addresses: vec![ip("10.244.1.1"), ip("10.244.1.9")],
             hints: Hints::Marker,
             tx_checksum: true,
+            limits: crate::shaper::Limits::default(),
         };
         for (masquerade, itself, other) in [
             (Masquerade::Itself, Source::Asked, Source::Client),

@@ -149,6 +149,12 @@ impl Headers {
         }
     }
 
+    /// The headers of a segment of this packet, a packet of `len` bytes itself.
+    #[must_use]
+    pub fn of_segment(&self, len: usize) -> Headers {
+        Headers { len, ..*self }
+    }
+
     /// Bytes of the IP packet.
     #[must_use]
     pub fn ip_len(&self) -> usize {

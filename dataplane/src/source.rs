@@ -1,5 +1,5 @@
-//! Whether a packet may come from where it came: anti-spoofing of pods, and addresses that no
-//! router forwards (RFC 1812 §5.3.7, RFC 6890, RFC 4291 §2.5).
+//! Whether a packet may come from where it came, and as it came: anti-spoofing of pods, the link's
+//! addresses, and addresses that no router forwards (RFC 1812 §5.3.7, RFC 6890, RFC 4291 §2.5).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -90,6 +90,23 @@ fn check_v6(src: Ipv6Addr, dst: Ipv6Addr) -> Result<(), DropReason> {
         return Err(DropReason::LinkLocal);
     }
     Ok(())
+}
+
+/// A unicast packet must have been sent to the gateway's MAC.
+pub fn check_link(port: &PortSpec, headers: &Headers) -> Result<(), DropReason> {
+    if headers.dst_mac == port.gateway_mac {
+        return Ok(());
+    }
+    let multicast = headers.dst_mac[0] & 1 != 0;
+    let to_group = match headers.addresses {
+        Addresses::V4 { dst, .. } => dst.is_multicast() || dst.is_broadcast(),
+        Addresses::V6 { dst, .. } => dst.is_multicast(),
+    };
+    match (multicast, to_group) {
+        (true, true) => Ok(()), // dropped as multicast by the next check
+        (true, false) => Err(DropReason::LinkMulticast),
+        (false, _) => Err(DropReason::OtherHost),
+    }
 }
 
 #[cfg(test)]

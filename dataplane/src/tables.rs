@@ -11,6 +11,7 @@ use crate::fib::{Fib, Hop, UplinkId};
 use crate::host_ports::{HostPorts, Target};
 use crate::offload::Hints;
 use crate::port::{Mac, PORTS_MAX, PortId, WorkerId};
+use crate::shaper::Limits;
 
 /// What is at the far end of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,8 @@ pub struct PortSpec {
     pub hints: Hints,
     /// Whether the port takes checksums by TX metadata.
     pub tx_checksum: bool,
+    /// What a pod may send and get. The node and uplinks have no limits.
+    pub limits: Limits,
 }
 
 impl PortSpec {

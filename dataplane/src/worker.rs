@@ -27,6 +27,7 @@ mod merge;
 mod nat;
 mod parts;
 mod rest;
+mod shape;
 
 use std::sync::Arc;
 
@@ -36,10 +37,11 @@ use crate::crossing::{Bell, CrossingIn, CrossingOut, Nat, Received, Routed};
 use crate::drop::DropReason;
 use crate::frame::{FramePool, Packet};
 use crate::icmp::{ErrorKind, Limiter};
-use crate::offload;
+use crate::offload::{self, Offload};
 use crate::parse::{self, Addresses, ETHERNET_BYTES, Headers, Parsed};
 use crate::port::{PacketIo, PortId, WorkerId};
 use crate::publish::Subscription;
+use crate::shaper::{Limits, Shaper};
 use crate::share::Share;
 use crate::source;
 use crate::sync::{Ordering, fence};
@@ -63,8 +65,19 @@ struct Port<P> {
     io: P,
     share: Share,
     counters: Arc<PortCounters>,
+    /// What the newest tables limit it to, and the lines that hold it to that.
+    limits: Limits,
+    lines: shape::Lines,
     /// Something was queued since the last kick, or the kernel has not taken everything.
     pending: bool,
+}
+
+impl<P> Port<P> {
+    /// Without limits until tables say otherwise.
+    fn new(id: PortId, io: P, share: Share, counters: Arc<PortCounters>) -> Port<P> {
+        let (limits, lines) = (Limits::default(), shape::Lines::default());
+        Port { id, io, share, counters, limits, lines, pending: false }
+    }
 }
 
 /// One worker. Generic in the port alone: AF_XDP or simulated.
@@ -88,6 +101,8 @@ pub struct Worker<P> {
     batch: Vec<Packet>,
     /// Packets from uplinks that the next ones may join.
     held: Vec<merge::Held>,
+    /// Packets of limited pods that wait for their turn.
+    shaper: Shaper<shape::Waiting>,
     flows: nat::Flows,
     now_ns: u64,
     started_ns: u64,
@@ -107,10 +122,16 @@ impl From<DropReason> for Refusal {
     }
 }
 
-/// What became of a packet in the from-pod half.
+/// A packet that its sender may send.
+struct Admitted {
+    headers: Headers,
+    offload: Offload,
+}
+
+/// What becomes of a packet that arrives.
 enum Verdict {
-    /// It goes to another port.
-    Forward(Routed, Headers, Exit),
+    /// It goes on.
+    Admit(Admitted),
     /// This answer goes back in its place: ARP and neighbour discovery.
     Answer(Packet),
 }
@@ -127,10 +148,11 @@ impl<P: PacketIo> Worker<P> {
     /// bounded by [`BATCH_MAX`] per port.
     pub fn pass(&mut self, now_ns: u64) -> usize {
         self.now_ns = now_ns;
+        self.shaper.begin_pass(now_ns);
         self.obey(); // orders of control: ports come and go
         let tables = self.adopt(); // the newest tables
         self.flows.obey(now_ns); // those of its orders that take several passes
-        let mut taken = 0;
+        let mut taken = self.send_due(&tables); // what has waited for its limit long enough
         for index in 0..self.ports.len() {
             taken += self.serve(&tables, index); // reclaim, refill, receive; from-pod half
         }
@@ -150,6 +172,7 @@ impl<P: PacketIo> Worker<P> {
         if self.subscription.adopt().generation() != self.tables.generation() {
             self.let_all_go();
             self.tables = self.subscription.adopt().clone();
+            self.follow_limits();
             // Release: pairs with the fence in `Publisher::retire`; who reads the generation set
             // below may rely on our having let go of every older snapshot.
             fence(Ordering::Release);
@@ -186,45 +209,30 @@ impl<P: PacketIo> Worker<P> {
             return self.discard(ingress, Direction::FromPod, packet, DropReason::PortDown);
         };
         match self.admit(tables, port, &mut packet) {
-            Ok(Verdict::Forward(routed, headers, exit)) => {
-                let counters = &self.ports[ingress].counters.from_pod;
-                counters.wire_packets.add(u64::from(routed.wire_packets));
-                counters.wire_bytes.add(u64::from(routed.wire_bytes));
-                if headers.icmp_type.is_some() {
-                    self.note_refusal(ingress, port, &packet, &headers);
-                }
-                self.rewrite(&exit, &mut packet, &headers);
-                if merge::may_merge(port, &exit, &headers) {
-                    self.merge(tables, ingress, packet, routed, &headers, &exit);
-                } else {
-                    self.hand_over(tables, ingress, packet, routed, &headers, &exit);
-                }
-            }
+            Ok(Verdict::Admit(admitted)) => match self.ports[ingress].lines.from_pod {
+                None => self.send_on(tables, ingress, port, packet, admitted),
+                Some(line) => self.shape_from_pod(tables, ingress, line, packet, admitted),
+            },
             Ok(Verdict::Answer(answer)) => {
                 self.pool.release(packet);
                 self.send_back(tables, ingress, answer);
             }
-            Err(refusal) => {
-                if let Some(error) = refusal.error {
-                    self.send_icmp_error(tables, ingress, port, &packet, error);
-                }
-                self.discard(ingress, Direction::FromPod, packet, refusal.reason);
-            }
+            Err(reason) => self.discard(ingress, Direction::FromPod, packet, reason),
         }
     }
 
-    /// The from-pod half, on the sender's worker: may this packet be sent, and where does it go?
-    /// (Egress policy and the egress shaper join between `source` and `route`.)
+    /// The from-pod half, on the sender's worker: may this packet be sent? (Egress policy joins
+    /// here. What has a limit waits between this and `send_on`.)
     fn admit(
         &mut self,
         tables: &Tables,
         port: &PortSpec,
         packet: &mut Packet,
-    ) -> Result<Verdict, Refusal> {
-        let mut headers = match parse::headers(self.pool.head(packet), packet.len())? {
+    ) -> Result<Verdict, DropReason> {
+        let headers = match parse::headers(self.pool.head(packet), packet.len())? {
             // The kernel of the node answers on its own interfaces.
             Parsed::Arp { .. } if port.kind == PortKind::Uplink => {
-                return Err(DropReason::NotOurs.into());
+                return Err(DropReason::NotOurs);
             }
             Parsed::Arp { .. } => return self.answer_arp(port, packet).map(Verdict::Answer),
             Parsed::Ip(headers) => headers,
@@ -232,27 +240,73 @@ impl<P: PacketIo> Worker<P> {
         source::check(tables, port, &headers)?;
         if headers.is_link_control() {
             if port.kind == PortKind::Uplink || headers.icmp_type != Some(NEIGHBOR_SOLICITATION) {
-                return Err(DropReason::NdForbidden.into());
+                return Err(DropReason::NdForbidden);
             }
             return self.answer_neighbor_discovery(port, packet).map(Verdict::Answer);
         }
-        check_link(port, &headers)?;
+        source::check_link(port, &headers)?;
         source::check_martians(&headers)?;
+        let offload = offload::of_packet(self.pool.head(packet), &headers, port.hints)?;
+        if headers.len < packet.len() {
+            self.pool.truncate(packet, headers.len); // Ethernet padding
+        }
+        Ok(Verdict::Admit(Admitted { headers, offload }))
+    }
+
+    /// The rest of the from-pod half, when it is the packet's turn: where does it go?
+    fn send_on(
+        &mut self,
+        tables: &Tables,
+        ingress: usize,
+        port: &PortSpec,
+        mut packet: Packet,
+        admitted: Admitted,
+    ) {
+        let Admitted { mut headers, offload } = admitted;
+        let (routed, exit) = match self.route(tables, port, &mut packet, &mut headers, offload) {
+            Ok(way) => way,
+            Err(refusal) => {
+                if let Some(error) = refusal.error {
+                    self.send_icmp_error(tables, ingress, port, &packet, error);
+                }
+                return self.discard(ingress, Direction::FromPod, packet, refusal.reason);
+            }
+        };
+        let counters = &self.ports[ingress].counters.from_pod;
+        counters.wire_packets.add(u64::from(routed.wire_packets));
+        counters.wire_bytes.add(u64::from(routed.wire_bytes));
+        if headers.icmp_type.is_some() {
+            self.note_refusal(ingress, port, &packet, &headers);
+        }
+        self.rewrite(&exit, &mut packet, &headers);
+        if merge::may_merge(port, &exit, &headers) {
+            self.merge(tables, ingress, packet, routed, &headers, &exit);
+        } else {
+            self.hand_over(tables, ingress, packet, routed, &headers, &exit);
+        }
+    }
+
+    /// The way that a packet takes, and whether the way takes it. A reply by a host port gets the
+    /// addresses that its receiver knows.
+    fn route(
+        &mut self,
+        tables: &Tables,
+        port: &PortSpec,
+        packet: &mut Packet,
+        headers: &mut Headers,
+        mut offload: Offload,
+    ) -> Result<(Routed, Exit), Refusal> {
         let head = self.pool.head(packet);
-        let mut offload = offload::of_packet(head, &headers, port.hints)?;
         let reply = match tables.is_tracked(port.id) {
             true => {
-                let (pod, headers, now_ns) = (port, &headers, self.now_ns);
+                let (pod, now_ns) = (port, self.now_ns);
                 self.flows.find_reply(&nat::Seen { tables, pod, head, headers, now_ns })?
             }
             false => None,
         };
-        let exit = Exit::of_packet(tables, self.id, port, head, &headers, reply.as_ref())?;
-        let wire = exit.fit(port, head, &headers, &offload)?;
+        let exit = Exit::of_packet(tables, self.id, port, head, headers, reply.as_ref())?;
+        let wire = exit.fit(port, head, headers, &offload)?;
         offload.gso_size = wire.segment_size; // cut as counted, also where nobody said
-        if headers.len < packet.len() {
-            self.pool.truncate(packet, headers.len); // Ethernet padding
-        }
         let routed = Routed {
             egress: exit.port,
             offload,
@@ -261,9 +315,9 @@ impl<P: PacketIo> Worker<P> {
             wire_bytes: wire.bytes as u32,
         };
         if let Some(reply) = reply {
-            self.translate(packet, &mut headers, &reply.rewrite, offload.partial)?;
+            self.translate(packet, headers, &reply.rewrite, offload.partial)?;
         }
-        Ok(Verdict::Forward(routed, headers, exit))
+        Ok((routed, exit))
     }
 
     /// MACs of the next link, and the hop limit: between pods, and between them and other nodes, we
@@ -344,9 +398,9 @@ impl<P: PacketIo> Worker<P> {
         }
     }
 
-    /// The to-pod half, on the receiver's worker. (Ingress policy and the ingress shaper join here,
-    /// before the packet is queued.)
-    fn deliver(&mut self, tables: &Tables, mut packet: Packet, routed: Routed) {
+    /// The to-pod half, on the receiver's worker. (Ingress policy joins here. What has a limit
+    /// waits between this and `transmit`.)
+    fn deliver(&mut self, tables: &Tables, packet: Packet, routed: Routed) {
         let Some(index) = self.slots[usize::from(routed.egress.0)].map(usize::from) else {
             self.count_stray();
             return self.pool.release(packet);
@@ -354,6 +408,14 @@ impl<P: PacketIo> Worker<P> {
         if routed.nat != Nat::None {
             return self.deliver_tracked(tables, index, packet, routed);
         }
+        match self.ports[index].lines.to_pod {
+            None => self.transmit(tables, index, packet, routed),
+            Some(line) => self.shape_to_pod(tables, index, line, packet, routed),
+        }
+    }
+
+    /// The end of the to-pod half: to the port's tx ring.
+    fn transmit(&mut self, tables: &Tables, index: usize, mut packet: Packet, routed: Routed) {
         let tx_checksum = tables.port(routed.egress).is_none_or(|port| port.tx_checksum);
         let mut partial = routed.offload.partial;
         if let Some(open) = partial.filter(|_| !tx_checksum) {
@@ -438,22 +500,5 @@ impl<P: PacketIo> Worker<P> {
         }
         self.counters.dropped.add(1);
         self.pool.release(packet);
-    }
-}
-
-/// A unicast packet must have been sent to the gateway's MAC.
-fn check_link(port: &PortSpec, headers: &Headers) -> Result<(), DropReason> {
-    if headers.dst_mac == port.gateway_mac {
-        return Ok(());
-    }
-    let multicast = headers.dst_mac[0] & 1 != 0;
-    let to_group = match headers.addresses {
-        Addresses::V4 { dst, .. } => dst.is_multicast() || dst.is_broadcast(),
-        Addresses::V6 { dst, .. } => dst.is_multicast(),
-    };
-    match (multicast, to_group) {
-        (true, true) => Ok(()), // dropped as multicast by the next check
-        (true, false) => Err(DropReason::LinkMulticast),
-        (false, _) => Err(DropReason::OtherHost),
     }
 }

@@ -22,8 +22,11 @@ struct Outcome {
 }
 
 fn figures(counters: &DirectionCounters) -> Vec<u64> {
-    let DirectionCounters { packets, bytes, wire_packets, wire_bytes, drops } = counters;
-    [packets, bytes, wire_packets, wire_bytes].into_iter().chain(drops).map(Counter::get).collect()
+    let DirectionCounters { packets, bytes, wire_packets, wire_bytes, drops, marked, .. } =
+        counters;
+    // What is left says how it is now, and does not grow.
+    let grow = [packets, bytes, wire_packets, wire_bytes, marked];
+    grow.into_iter().chain(drops).map(Counter::get).collect()
 }
 
 fn counted(node: &Node) -> Vec<u64> {

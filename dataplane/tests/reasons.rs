@@ -5,6 +5,7 @@ mod harness;
 
 use dataplane::drop::DropReason::{self, *};
 use dataplane::port::KernelDrops;
+use dataplane::shaper::{Limit, Limits};
 use harness::packet::{Check, Packet, RST, packet};
 use harness::{A, B, C, End, FAR_V4, HIDDEN, Mapped, NOBODY_V4, NODE, Node, Setup, TO_B, UPLINK};
 
@@ -47,6 +48,17 @@ fn some_sent(packets: usize, setup: Setup, event: impl FnOnce(&mut Node)) -> Nod
             node.inject(A.id, good(false).build());
         }
         while node.pass(0) > 0 {}
+    })
+}
+
+/// A node whose pod A has a limit of 1 byte per µs and sends so many good packets at once.
+fn limited(frames: u32, queue_ns: u64, packets: usize) -> Node {
+    let limit = Limit { bits_per_s: 8_000_000, burst_bytes: 1, queue_ns };
+    happened(Setup { frames, ..Setup::default() }, |node| {
+        node.limit(A.id, Limits { from_pod: Some(limit), to_pod: None });
+        for _ in 0..packets {
+            node.inject(A.id, good(false).build());
+        }
     })
 }
 
@@ -110,6 +122,10 @@ fn crowded(setup: Setup) -> Node {
 fn cause(reason: DropReason) -> Node {
     let two = Setup { workers: 2, ..Setup::default() };
     match reason {
+        // 142 bytes each: ten may wait in any case, and one leaves at once.
+        ShaperFull => limited(1024, 1_000_000, 12),
+        // The ports hold all frames but 24, of which ten may wait.
+        ShaperNoFrames => limited(8 * 64 + 24, 1_000_000_000, 12),
         TooShort => arrived(&A, good(false).build()[..20].to_vec()),
         UnknownEtherType => changed(good(false), 13, 0x37),
         OtherHost => sent(good(false).dst_mac(B.mac)),

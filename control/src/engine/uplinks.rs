@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use dataplane::fib::UplinkId;
 use dataplane::offload::Hints;
 use dataplane::port::{Mac, PortId, WorkerId};
+use dataplane::shaper::Limits;
 use dataplane::share::Share;
 use dataplane::tables::{PortKind, PortSpec, Uplink};
 use dataplane::xsk::port::UPLINK_SHARE;
@@ -151,6 +152,7 @@ impl Uplinks {
                     _ => Hints::Inferred,
                 },
                 tx_checksum: false,
+                limits: Limits::default(),
             }));
         }
         (uplinks, ports)

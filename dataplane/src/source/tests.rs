@@ -22,6 +22,7 @@ fn pod() -> PortSpec {
         addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
         hints: Hints::Marker,
         tx_checksum: true,
+        limits: crate::shaper::Limits::default(),
     }
 }
 

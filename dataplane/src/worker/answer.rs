@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use super::{Refusal, Worker};
+use super::Worker;
 use crate::crossing::{Nat, Routed};
 use crate::drop::DropReason;
 use crate::frame::Packet;
@@ -64,7 +64,7 @@ impl<P: PacketIo> Worker<P> {
         &mut self,
         port: &PortSpec,
         request: &Packet,
-    ) -> Result<Packet, Refusal> {
+    ) -> Result<Packet, DropReason> {
         self.answer(port, request, ARP_BYTES, neighbor::answer_arp, arp_reason)
     }
 
@@ -73,7 +73,7 @@ impl<P: PacketIo> Worker<P> {
         &mut self,
         port: &PortSpec,
         request: &Packet,
-    ) -> Result<Packet, Refusal> {
+    ) -> Result<Packet, DropReason> {
         self.answer(port, request, ADVERTISEMENT_BYTES, neighbor::answer_nd, nd_reason)
     }
 
@@ -84,7 +84,7 @@ impl<P: PacketIo> Worker<P> {
         bytes_max: usize,
         build: Build,
         reason: fn(NeighborDrop) -> DropReason,
-    ) -> Result<Packet, Refusal> {
+    ) -> Result<Packet, DropReason> {
         let mut answer = self.pool.packet(bytes_max).ok_or(DropReason::NoFrames)?;
         let pod = PodIdentity { mac: port.mac, addresses: &port.addresses };
         let (request, out) = self.pool.head_and_head_mut(request, &mut answer);
@@ -95,7 +95,7 @@ impl<P: PacketIo> Worker<P> {
             }
             Err(drop) => {
                 self.pool.release(answer);
-                Err(reason(drop).into())
+                Err(reason(drop))
             }
         }
     }

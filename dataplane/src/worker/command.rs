@@ -107,7 +107,7 @@ impl<P: PacketIo> Worker<P> {
                     if generation != 0 {
                         self.flows.table.admit_owner(id, generation);
                     }
-                    self.add_port(Port { id, io: *io, share, counters, pending: false });
+                    self.add_port(Port::new(id, *io, share, counters));
                 }
                 Command::Lend { id, max } => {
                     let frames = lend(&mut self.pool, id.0, max);
@@ -133,12 +133,15 @@ impl<P: PacketIo> Worker<P> {
         self.slots[slot] = Some(self.ports.len() as u16);
         self.ports.push(port);
         self.ports_added = true;
+        self.follow_limits();
     }
 
     fn remove_port(&mut self, id: PortId) {
-        let Some(index) = self.slots[usize::from(id.0)].take() else { return };
-        let index = usize::from(index);
+        let slot = usize::from(id.0);
+        let Some(index) = self.slots[slot].map(usize::from) else { return };
+        self.stop_waiting(index);
         self.mirror_kernel_drops(index);
+        self.slots[slot] = None;
         let mut port = self.ports.swap_remove(index);
         port.io.abandon(&mut self.pool);
         if let Some(moved) = self.ports.get(index) {

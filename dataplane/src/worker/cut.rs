@@ -9,9 +9,10 @@ use crate::checksum::udp_field;
 use crate::crossing::Routed;
 use crate::drop::DropReason;
 use crate::frame::Packet;
+use crate::offload::Offload;
 use crate::parse::{ETHERNET_BYTES, Headers, protocol};
 use crate::port::{PacketIo, Partial};
-use crate::segment::{Segmenter, SuperPacket};
+use crate::segment::{HEADER_BYTES_MAX, Segmenter, SuperPacket};
 use crate::tables::{PortKind, Tables};
 
 /// A packet that is being cut, and all that is known of it.
@@ -21,6 +22,14 @@ struct Cut<'a> {
     routed: Routed,
     headers: &'a Headers,
     exit: &'a Exit,
+}
+
+/// A super-packet on its way to be segments.
+pub(super) struct Pieces {
+    segmenter: Segmenter,
+    header: [u8; HEADER_BYTES_MAX],
+    /// Segments that are still to be made.
+    pub left: usize,
 }
 
 /// Whether a packet must be cut before it leaves. A stream stays whole between pods, unless the
@@ -62,10 +71,10 @@ impl<P: PacketIo> Worker<P> {
             let reason = DropReason::EncapsulatedSuperPacket;
             return self.discard(ingress, Direction::FromPod, packet, reason);
         }
-        match self.segments(&packet, &routed, headers) {
-            Ok(mut segmenter) => {
+        match self.pieces(&packet, &routed.offload, headers) {
+            Ok(mut pieces) => {
                 let cut = Cut { packet: &packet, routed, headers, exit };
-                self.send_segments(tables, ingress, &cut, &mut segmenter);
+                self.send_pieces(tables, ingress, &cut, &mut pieces);
                 // The super-packet was received once and leaves as its segments: each but one
                 // was generated here, and each was sent or dropped.
                 self.pool.release(packet);
@@ -74,51 +83,48 @@ impl<P: PacketIo> Worker<P> {
         }
     }
 
-    fn segments(
+    /// The segments of a super-packet, to be taken by [`Worker::next_piece`].
+    pub(super) fn pieces(
         &self,
         packet: &Packet,
-        routed: &Routed,
+        offload: &Offload,
         headers: &Headers,
-    ) -> Result<Segmenter, DropReason> {
+    ) -> Result<Pieces, DropReason> {
         let head = self.pool.head(packet);
-        let offload = &routed.offload;
         let header_len = offload.header_len(head, headers);
-        Segmenter::new(SuperPacket {
+        let segmenter = Segmenter::new(SuperPacket {
             header: head.get(..header_len).ok_or(DropReason::BadMarker)?,
             l3_offset: ETHERNET_BYTES,
             l4_offset: headers.l4_offset,
             gso_size: offload.gso_size,
             payload_bytes: headers.len - header_len,
         })
-        .map_err(|_| DropReason::BadMarker)
+        .map_err(|_| DropReason::BadMarker)?;
+        self.counters.generated.add(segmenter.segments() as u64 - 1);
+        Ok(Pieces { left: segmenter.segments(), segmenter, header: [0; HEADER_BYTES_MAX] })
     }
 
-    fn send_segments(
-        &mut self,
-        tables: &Tables,
-        ingress: usize,
-        cut: &Cut<'_>,
-        segmenter: &mut Segmenter,
-    ) {
-        let Cut { packet, routed, headers, exit } = *cut;
+    /// The next segment of a packet as one of its own. `None`: that was all, or the worker is out
+    /// of frames; what is left then is to be counted as lost.
+    pub(super) fn next_piece(&mut self, packet: &Packet, pieces: &mut Pieces) -> Option<Packet> {
+        let Pieces { left, segmenter, header } = pieces;
+        let segment = segmenter.next(header).ok().flatten()?;
         let header_len = segmenter.header_bytes();
-        self.counters.generated.add(segmenter.segments() as u64 - 1);
-        let mut left = segmenter.segments();
-        let mut header = [0; crate::segment::HEADER_BYTES_MAX];
-        while let Ok(Some(segment)) = segmenter.next(&mut header) {
-            let len = header_len + segment.payload_bytes;
-            let Some(mut piece) = self.pool.chain(len) else { break };
-            let bytes = self.pool.head_mut(&mut piece);
-            bytes[..header_len].copy_from_slice(&header[..header_len]);
-            let from = header_len + segment.payload_offset;
-            self.pool.copy_between(packet, from, &mut piece, header_len);
-            let mut routed = routed;
-            (routed.wire_packets, routed.wire_bytes) = (1, len as u32);
-            routed.offload.gso_size = 0;
+        let mut piece = self.pool.chain(header_len + segment.payload_bytes)?;
+        self.pool.head_mut(&mut piece)[..header_len].copy_from_slice(&header[..header_len]);
+        let from = header_len + segment.payload_offset;
+        self.pool.copy_between(packet, from, &mut piece, header_len);
+        *left -= 1;
+        Some(piece)
+    }
+
+    fn send_pieces(&mut self, tables: &Tables, ingress: usize, cut: &Cut<'_>, pieces: &mut Pieces) {
+        let Cut { packet, mut routed, headers, exit } = *cut;
+        while let Some(piece) = self.next_piece(packet, pieces) {
+            routed.be_one_packet(piece.len());
             self.leave(tables, ingress, piece, routed, headers, exit);
-            left -= 1;
         }
-        self.count_lost_pieces(ingress, Direction::FromPod, left);
+        self.count_lost_pieces(ingress, Direction::FromPod, pieces.left);
     }
 
     /// Completes a checksum in software, for a port that has no TX metadata.

@@ -163,7 +163,8 @@ impl<P: PacketIo> Worker<P> {
         }
     }
 
-    fn count_held(&self) {
-        self.counters.held.set(self.held.len() as u64);
+    /// Counts what waits: to be merged, or for its limit.
+    pub(super) fn count_held(&self) {
+        self.counters.held.set(self.held.len() as u64 + u64::from(self.shaper.waiting()));
     }
 }

@@ -12,6 +12,7 @@ use crate::frame::FramePool;
 use crate::icmp::Limiter;
 use crate::port::{PORTS_MAX, PacketIo, WorkerId};
 use crate::publish::Subscription;
+use crate::shaper::Shaper;
 
 /// What a worker is made of.
 pub struct WorkerParts<P> {
@@ -57,7 +58,9 @@ impl<P: PacketIo> Worker<P> {
             flows,
             seed,
         } = parts;
-        counters.frames_total.set(u64::from(pool.count().total));
+        let frames = pool.count().total;
+        counters.frames_total.set(u64::from(frames));
+        let shaper = Shaper::new(frames); // each packet that waits has one at least
         Worker {
             id,
             tables: subscription.adopt().clone(),
@@ -76,6 +79,7 @@ impl<P: PacketIo> Worker<P> {
             wire_limiter: Limiter::new(seed.rotate_left(32)),
             batch: Vec::with_capacity(BATCH_MAX),
             held: Vec::with_capacity(FLOWS_MAX),
+            shaper,
             now_ns: 0,
             started_ns: 0,
             ports_added: false,

@@ -15,6 +15,7 @@ mod merging;
 mod neighbors;
 mod rings;
 mod sizes;
+mod shaping;
 mod spoofing;
 mod uplinks;
 

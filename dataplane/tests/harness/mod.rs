@@ -24,7 +24,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use dataplane::conntrack::{
-    Endpoint, FlowCounters, FlowTable, HashSeed, Records, TableParts, Transport,
+    Endpoint, Flow, FlowCounters, FlowTable, HashSeed, Records, TableParts, Transport,
 };
 use dataplane::counters::{DirectionCounters, PortCounters, WorkerCounters};
 use dataplane::crossing::{Bell, CrossingIn, CrossingOut, crossing};
@@ -36,6 +36,7 @@ use dataplane::offload::Hints;
 use dataplane::port::{KernelDrops, Kicked, Mac, PacketIo, Partial, PortId, WorkerId};
 use dataplane::publish::Publisher;
 use dataplane::share::Share;
+use dataplane::shaper::Limits;
 use dataplane::sim::{Sent, SimPort};
 use dataplane::tables::{PortKind, PortSpec, Prefix, Tables, TablesInput, Uplink};
 use dataplane::worker::{BATCH_MAX, Command, Event, Rest, Worker, WorkerParts, queues};
@@ -193,6 +194,7 @@ impl Setup {
             },
             tx_checksum: self.tx_checksum && end.id != PLAIN.id && kind != PortKind::Uplink,
         }
+            limits: Limits::default(),
     }
 
     fn tables(self) -> TablesInput {
@@ -566,6 +568,18 @@ impl Node {
 
     /// Whatever is waiting arrives in one pass, also what finds no frame to lie in.
     pub fn burst(&mut self, id: PortId) {
+    /// Limits a pod from now on.
+    pub fn limit(&mut self, id: PortId, limits: Limits) {
+        self.publish(|tables| {
+            let pod = tables.ports.iter_mut().find(|port| port.id == id);
+            pod.expect("a listed port").limits = limits;
+        });
+    }
+
+    fn has_limits(&self) -> bool {
+        self.tables.ports.iter().any(|port| port.limits != Limits::default())
+    }
+
         self.line(id, |line| line.burst = usize::MAX);
     }
 
@@ -601,8 +615,8 @@ impl Node {
         taken
     }
 
-    /// Passes of all workers until nothing moves and nothing is held any more, and one for what was
-    /// sent to complete.
+    /// Passes of all workers until nothing moves and nothing is held any more but what waits for a
+    /// limit, and one for what was sent to complete.
     pub fn run(&mut self) {
         let mut idle = 0;
         while idle < 2 {
@@ -641,6 +655,9 @@ impl Node {
     /// Takes the answers of the workers, and with them the rings of removed ports.
     fn collect(&mut self) {
         for side in &mut self.sides {
+        if self.has_limits() {
+            return; // what waits for its limit has frames
+        }
             while let Ok(_removed_or_reclaimed) = side.events.pop() {}
         }
     }

@@ -1,0 +1,285 @@
+//! Limits: what a pod sends, and what it gets, pays one bucket each, and waits in its line while
+//! that has nothing left.
+//!
+//! What a pod sends waits before it is routed, so that it leaves by the tables of the moment when
+//! its turn comes. What it gets waits before its port. A super-packet that the rate would need long
+//! for is cut first.
+
+use std::time::Duration;
+
+use super::rest::monotonic_ns;
+use super::{Admitted, Direction, Worker};
+use crate::counters::DirectionCounters;
+use crate::crossing::Routed;
+use crate::drop::DropReason;
+use crate::ecn;
+use crate::frame::Packet;
+use crate::parse::{self, Parsed};
+use crate::port::{PacketIo, PortId};
+use crate::shaper::{Limit, Limits, LineId, Offer, Size};
+use crate::tables::Tables;
+
+/// The lines of a port: one for each direction that has a limit.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Lines {
+    pub from_pod: Option<LineId>,
+    pub to_pod: Option<LineId>,
+}
+
+/// A packet that waits for its turn.
+pub(super) enum Waiting {
+    /// The pod with this port sends it.
+    FromPod(PortId, Packet, Admitted),
+    /// It is for a pod.
+    ToPod(Packet, Routed),
+}
+
+impl Waiting {
+    fn direction(&self) -> Direction {
+        match self {
+            Waiting::FromPod(..) => Direction::FromPod,
+            Waiting::ToPod(..) => Direction::ToPod,
+        }
+    }
+
+    fn port(&self) -> PortId {
+        match self {
+            Waiting::FromPod(port, ..) => *port,
+            Waiting::ToPod(_, routed) => routed.egress,
+        }
+    }
+
+    fn packet(&self) -> &Packet {
+        match self {
+            Waiting::FromPod(_, packet, _) | Waiting::ToPod(packet, _) => packet,
+        }
+    }
+
+    fn packet_mut(&mut self) -> &mut Packet {
+        match self {
+            Waiting::FromPod(_, packet, _) | Waiting::ToPod(packet, _) => packet,
+        }
+    }
+
+    fn into_packet(self) -> Packet {
+        match self {
+            Waiting::FromPod(_, packet, _) | Waiting::ToPod(packet, _) => packet,
+        }
+    }
+}
+
+impl<P: PacketIo> Worker<P> {
+    /// A packet of a pod with a limit: it leaves now, or when it is its turn.
+    pub(super) fn shape_from_pod(
+        &mut self,
+        tables: &Tables,
+        ingress: usize,
+        line: LineId,
+        packet: Packet,
+        admitted: Admitted,
+    ) {
+        let Admitted { headers, mut offload } = admitted;
+        let port = self.ports[ingress].id;
+        let mtu = tables.port(port).map_or(headers.ip_len(), |port| port.mtu);
+        let wire = match offload.on_wire(self.pool.head(&packet), &headers, mtu) {
+            Ok(wire) => wire,
+            Err(reason) => return self.discard(ingress, Direction::FromPod, packet, reason),
+        };
+        offload.gso_size = wire.segment_size;
+        let wire_bytes = wire.bytes as u32;
+        let is_whole = wire.packets == 1 || offload.encapsulated;
+        if is_whole || !self.shaper.is_to_be_cut(line, wire_bytes) {
+            let admitted = Admitted { headers, offload };
+            return self.offer(tables, line, wire_bytes, Waiting::FromPod(port, packet, admitted));
+        }
+        let mut pieces = match self.pieces(&packet, &offload, &headers) {
+            Ok(pieces) => pieces,
+            Err(reason) => return self.discard(ingress, Direction::FromPod, packet, reason),
+        };
+        offload.gso_size = 0;
+        while let Some(piece) = self.next_piece(&packet, &mut pieces) {
+            let len = piece.len();
+            let admitted = Admitted { headers: headers.of_segment(len), offload };
+            self.offer(tables, line, len as u32, Waiting::FromPod(port, piece, admitted));
+        }
+        self.count_lost_pieces(ingress, Direction::FromPod, pieces.left);
+        self.pool.release(packet);
+    }
+
+    /// A packet for a pod with a limit: it is delivered now, or when it is its turn.
+    pub(super) fn shape_to_pod(
+        &mut self,
+        tables: &Tables,
+        egress: usize,
+        line: LineId,
+        packet: Packet,
+        mut routed: Routed,
+    ) {
+        let is_whole = routed.offload.gso_size == 0 || routed.offload.encapsulated;
+        if is_whole || !self.shaper.is_to_be_cut(line, routed.wire_bytes) {
+            return self.offer(tables, line, routed.wire_bytes, Waiting::ToPod(packet, routed));
+        }
+        let pieces = match parse::headers(self.pool.head(&packet), packet.len()) {
+            Ok(Parsed::Ip(headers)) => self.pieces(&packet, &routed.offload, &headers),
+            Ok(Parsed::Arp { .. }) => Err(DropReason::BadMarker),
+            Err(reason) => Err(reason),
+        };
+        let mut pieces = match pieces {
+            Ok(pieces) => pieces,
+            Err(reason) => return self.discard(egress, Direction::ToPod, packet, reason),
+        };
+        while let Some(piece) = self.next_piece(&packet, &mut pieces) {
+            routed.be_one_packet(piece.len());
+            self.offer(tables, line, routed.wire_bytes, Waiting::ToPod(piece, routed));
+        }
+        self.count_lost_pieces(egress, Direction::ToPod, pieces.left);
+        self.pool.release(packet);
+    }
+
+    fn offer(&mut self, tables: &Tables, line: LineId, wire_bytes: u32, mut packet: Waiting) {
+        let size = Size { wire_bytes, frames: packet.packet().frames() as u32 };
+        match self.shaper.offer(line, size, self.pool.count().free) {
+            Offer::Go => self.send_waiting(tables, packet),
+            Offer::Wait { mark } => {
+                if mark && ecn::mark(self.pool.head_mut(packet.packet_mut())) {
+                    self.counters_of(&packet).marked.add(1);
+                }
+                self.shaper.push(line, size, packet);
+                self.count_held();
+            }
+            Offer::Refuse(reason) => self.refuse(packet, reason),
+        }
+    }
+
+    /// Sends what it is the turn of. Returns how many packets that were.
+    pub(super) fn send_due(&mut self, tables: &Tables) -> usize {
+        let mut sent = 0;
+        while let Some((_, packet)) = self.shaper.pop_due() {
+            self.count_held();
+            self.send_waiting(tables, packet);
+            sent += 1;
+        }
+        sent
+    }
+
+    fn send_waiting(&mut self, tables: &Tables, packet: Waiting) {
+        let index = self.index_of(packet.port());
+        match packet {
+            Waiting::FromPod(id, packet, admitted) => match tables.port(id) {
+                Some(port) => self.send_on(tables, index, port, packet, admitted),
+                None => self.discard(index, Direction::FromPod, packet, DropReason::PortDown),
+            },
+            Waiting::ToPod(packet, routed) => self.transmit(tables, index, packet, routed),
+        }
+    }
+
+    fn refuse(&mut self, packet: Waiting, reason: DropReason) {
+        let (index, direction) = (self.index_of(packet.port()), packet.direction());
+        self.discard(index, direction, packet.into_packet(), reason);
+    }
+
+    /// Holds every port to what the newest tables say of it.
+    pub(super) fn follow_limits(&mut self) {
+        let tables = self.tables.clone();
+        for index in 0..self.ports.len() {
+            let spec = tables.port(self.ports[index].id);
+            self.limit(&tables, index, spec.map_or(Limits::default(), |spec| spec.limits));
+        }
+    }
+
+    /// Lets everything go that waits, whatever the limits say: the worker stops.
+    pub(super) fn let_waiting_go(&mut self) {
+        let tables = self.tables.clone();
+        for index in 0..self.ports.len() {
+            self.limit(&tables, index, Limits::default());
+        }
+    }
+
+    fn limit(&mut self, tables: &Tables, index: usize, limits: Limits) {
+        let port = &mut self.ports[index];
+        if port.limits == limits {
+            return;
+        }
+        port.limits = limits;
+        let Lines { from_pod, to_pod } = port.lines;
+        let from_pod = self.follow_limit(tables, from_pod, limits.from_pod);
+        self.ports[index].lines.from_pod = from_pod;
+        let to_pod = self.follow_limit(tables, to_pod, limits.to_pod);
+        self.ports[index].lines.to_pod = to_pod;
+    }
+
+    /// Opens a line, closes it, or changes its rate. What would wait too long at a new rate is
+    /// dropped; what has no limit any more leaves at once.
+    fn follow_limit(
+        &mut self,
+        tables: &Tables,
+        line: Option<LineId>,
+        limit: Option<Limit>,
+    ) -> Option<LineId> {
+        match (line, limit) {
+            (None, None) => None,
+            (None, Some(limit)) => Some(self.shaper.open(&limit)),
+            (Some(line), Some(limit)) => {
+                self.shaper.change(line, &limit);
+                while let Some(packet) = self.shaper.shed(line) {
+                    self.refuse(packet, DropReason::ShaperFull);
+                }
+                self.count_held();
+                Some(line)
+            }
+            (Some(line), None) => {
+                while let Some(packet) = self.shaper.take_back(line) {
+                    self.count_held();
+                    self.send_waiting(tables, packet);
+                }
+                self.shaper.close(line);
+                None
+            }
+        }
+    }
+
+    /// Drops what waits at a port that is going.
+    pub(super) fn stop_waiting(&mut self, index: usize) {
+        let Lines { from_pod, to_pod } = std::mem::take(&mut self.ports[index].lines);
+        for line in [from_pod, to_pod].into_iter().flatten() {
+            while let Some(packet) = self.shaper.take_back(line) {
+                self.refuse(packet, DropReason::PortDown);
+            }
+            self.shaper.close(line);
+        }
+        self.count_held();
+    }
+
+    /// How long the worker may sleep, `longest` at most, and not past the next packet's turn.
+    pub(super) fn until_due(&self, longest: Duration) -> Duration {
+        let Some(next_ns) = self.shaper.next_ns() else { return longest };
+        longest.min(Duration::from_nanos(next_ns.saturating_sub(monotonic_ns())))
+    }
+
+    /// Publishes how the lines of a port stand.
+    pub(super) fn publish_line(&self, index: usize) {
+        let port = &self.ports[index];
+        for (line, counters) in [
+            (port.lines.from_pod, &port.counters.from_pod),
+            (port.lines.to_pod, &port.counters.to_pod),
+        ] {
+            let Some(line) = line else { continue };
+            let state = self.shaper.state(line);
+            counters.queued_bytes.set(state.queued_bytes);
+            counters.tokens.set(state.tokens_bytes as u64);
+        }
+    }
+
+    fn counters_of(&self, packet: &Waiting) -> &DirectionCounters {
+        let counters = &self.ports[self.index_of(packet.port())].counters;
+        match packet.direction() {
+            Direction::FromPod => &counters.from_pod,
+            Direction::ToPod => &counters.to_pod,
+        }
+    }
+
+    fn index_of(&self, port: PortId) -> usize {
+        let index = self.slots[usize::from(port.0)];
+        usize::from(index.expect("nothing waits at a port that went"))
+    }
+}
