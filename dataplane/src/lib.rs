@@ -17,6 +17,7 @@ pub mod crc32c;
 pub mod crossing;
 pub mod drop;
 pub mod ecn;
+pub mod explain;
 pub mod fib;
 pub mod first_fragments;
 pub mod fragment;

@@ -309,8 +309,12 @@ impl FlowTable {
     /// with the generation they had; also with those it had retired and not freed yet, if the same
     /// pod is back. Allocates; for the start of a worker.
     pub fn restore(&mut self, left: &Records, now_ns: u64) -> Restored {
+        self.go_on(left.iter().collect(), now_ns)
+    }
+
+    /// The same with flows that were read already.
+    pub fn go_on(&mut self, mut flows: Vec<Flow>, now_ns: u64) -> Restored {
         let now_s = second(now_ns);
-        let mut flows: Vec<Flow> = left.iter().collect();
         // None lives longer for having been seen in the future.
         flows.iter_mut().for_each(|flow| flow.seen_s = flow.seen_s.min(now_s));
         // Queues are in the order in which their flows were last seen.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use dataplane::drop::DropReason;
+use dataplane::explain::Outcome;
 use dataplane::port::{Partial, PortId};
 use dataplane::sim::Sent;
 
@@ -115,9 +116,11 @@ impl Case {
     /// Runs the case on a node made so.
     pub fn run_on(&self, setup: Setup) {
         let mut node = Node::new(setup);
+        let name = format!("{}, {} workers", self.name, setup.workers);
+        let outcome = node.explain(self.ingress, &self.bytes).expect("no flow was retired");
+        self.check_explained(&outcome, &name);
         node.inject(self.ingress, self.bytes.clone());
         node.run();
-        let name = format!("{}, {} workers", self.name, setup.workers);
         self.check_drops(&node, &name);
         for end in ENDS {
             if !setup.node_port && end.id.0 == 0 {
@@ -144,6 +147,20 @@ impl Case {
         }
     }
 
+    /// What is said beforehand is what happens then.
+    fn check_explained(&self, outcome: &Outcome, name: &str) {
+        let dropped = outcome.dropped.map(|dropped| {
+            let directions = [Direction::FromPod, Direction::ToPod];
+            (directions[usize::from(dropped.is_leaving)], dropped.port, dropped.reason)
+        });
+        assert_eq!(dropped, self.drop, "{name}: the drop that was explained");
+        let expected = |(id, expected): (&PortId, &Vec<Expected>)| {
+            (*id, expected.iter().map(|expected| expected.bytes.clone()).collect())
+        };
+        let expected: BTreeMap<PortId, Vec<Vec<u8>>> = self.out.iter().map(expected).collect();
+        assert_eq!(explained(self.ingress, outcome), expected, "{name}: what was explained");
+    }
+
     fn check_drops(&self, node: &Node, name: &str) {
         let expected = self.drop.map(|(direction, port, reason)| (port, direction, reason, 1));
         assert_eq!(node.all_drops(), Vec::from_iter(expected), "{name}: drops");
@@ -167,6 +184,16 @@ impl Case {
         let to = [expected.len() as u64, bytes, wire_packets, wire_bytes];
         assert_eq!(all(Direction::ToPod), to, "{name}: to port {}", id.0);
     }
+}
+
+/// What would leave, by port.
+pub fn explained(ingress: PortId, outcome: &Outcome) -> BTreeMap<PortId, Vec<Vec<u8>>> {
+    let mut sent: BTreeMap<PortId, Vec<Vec<u8>>> = BTreeMap::new();
+    let answer = outcome.answer.iter().map(|answer| (ingress, answer));
+    for (id, bytes) in outcome.sent.iter().map(|(id, bytes)| (*id, bytes)).chain(answer) {
+        sent.entry(id).or_default().push(bytes.clone());
+    }
+    sent
 }
 
 fn check_sent(name: &str, expected: &[Expected], sent: &[Sent]) {

@@ -5,6 +5,7 @@
 
 mod addresses;
 mod case;
+mod explain;
 mod forwarding;
 #[path = "../harness/mod.rs"]
 mod harness;
@@ -14,8 +15,8 @@ mod interleaving;
 mod merging;
 mod neighbors;
 mod rings;
-mod sizes;
 mod shaping;
+mod sizes;
 mod spoofing;
 mod uplinks;
 

@@ -29,14 +29,15 @@ use dataplane::conntrack::{
 use dataplane::counters::{DirectionCounters, PortCounters, WorkerCounters};
 use dataplane::crossing::{Bell, CrossingIn, CrossingOut, crossing};
 use dataplane::drop::DropReason;
+use dataplane::explain::{Outcome, Question, explain};
 use dataplane::fib::{Action, ActionId, Fib, NextHop, UplinkId};
 use dataplane::frame::{FramePool, Packet};
 use dataplane::host_ports::{HostAddress, HostPort, HostPorts, Masquerade, Target};
 use dataplane::offload::Hints;
 use dataplane::port::{KernelDrops, Kicked, Mac, PacketIo, Partial, PortId, WorkerId};
 use dataplane::publish::Publisher;
-use dataplane::share::Share;
 use dataplane::shaper::Limits;
+use dataplane::share::Share;
 use dataplane::sim::{Sent, SimPort};
 use dataplane::tables::{PortKind, PortSpec, Prefix, Tables, TablesInput, Uplink};
 use dataplane::worker::{BATCH_MAX, Command, Event, Rest, Worker, WorkerParts, queues};
@@ -193,8 +194,8 @@ impl Setup {
                 _ => Hints::Marker,
             },
             tx_checksum: self.tx_checksum && end.id != PLAIN.id && kind != PortKind::Uplink,
-        }
             limits: Limits::default(),
+        }
     }
 
     fn tables(self) -> TablesInput {
@@ -418,6 +419,7 @@ struct Side {
     worker: Worker<Wire>,
     counters: Arc<WorkerCounters>,
     flows: Arc<FlowCounters>,
+    records: Records,
     commands: Producer<Command<Wire>>,
     events: Consumer<Event<Wire>>,
 }
@@ -429,6 +431,8 @@ pub struct Node {
     links: BTreeMap<PortId, Link>,
     /// Ports whose number another has now.
     former: Vec<Link>,
+    /// Flows of some pod were to be gone.
+    retired: bool,
     publisher: Publisher,
     tables: TablesInput,
     generation: u64,
@@ -444,6 +448,7 @@ impl Node {
             sides: sides(setup, &publisher),
             links: BTreeMap::new(),
             former: Vec::new(),
+            retired: false,
             publisher,
             generation: 1,
             now_ns: 1_000_000_000,
@@ -492,6 +497,7 @@ impl Node {
 
     /// Orders the worker to forget the flows of a pod that is gone.
     pub fn retire_flows(&mut self, owner: PortId) {
+        self.retired = true;
         self.order(self.links[&owner].home, Command::RetireFlows { owner });
     }
 
@@ -504,9 +510,26 @@ impl Node {
         }
     }
 
+    /// What becomes of a packet that does not arrive. `None` once flows were retired: the tables
+    /// know the pod still, and nobody asks in between.
+    pub fn explain(&self, ingress: PortId, frame: &[u8]) -> Option<Outcome> {
+        if self.retired {
+            return None;
+        }
+        let (publisher, flows, now_ns) = (&self.publisher, &self.all_flows(), self.now_ns);
+        let question =
+            Question { publisher, ingress, frame, flows, source_ports: SOURCE_PORTS, now_ns };
+        Some(explain(&question).expect("memory"))
+    }
+
     /// What the table of flows of a worker has counted.
     pub fn flows(&self, worker: usize) -> &FlowCounters {
         &self.sides[worker].flows
+    }
+
+    /// Every flow there is, worker by worker.
+    pub fn all_flows(&self) -> Vec<Flow> {
+        self.sides.iter().flat_map(|side| side.records.iter()).collect()
     }
 
     /// Orders the worker to serve a port no more.
@@ -545,6 +568,18 @@ impl Node {
         self.publish(|tables| tables.ports.push(spec));
     }
 
+    /// Limits a pod from now on.
+    pub fn limit(&mut self, id: PortId, limits: Limits) {
+        self.publish(|tables| {
+            let pod = tables.ports.iter_mut().find(|port| port.id == id);
+            pod.expect("a listed port").limits = limits;
+        });
+    }
+
+    fn has_limits(&self) -> bool {
+        self.tables.ports.iter().any(|port| port.limits != Limits::default())
+    }
+
     /// Whether the tables know the port.
     pub fn lists(&self, id: PortId) -> bool {
         self.tables.ports.iter().any(|port| port.id == id)
@@ -568,18 +603,6 @@ impl Node {
 
     /// Whatever is waiting arrives in one pass, also what finds no frame to lie in.
     pub fn burst(&mut self, id: PortId) {
-    /// Limits a pod from now on.
-    pub fn limit(&mut self, id: PortId, limits: Limits) {
-        self.publish(|tables| {
-            let pod = tables.ports.iter_mut().find(|port| port.id == id);
-            pod.expect("a listed port").limits = limits;
-        });
-    }
-
-    fn has_limits(&self) -> bool {
-        self.tables.ports.iter().any(|port| port.limits != Limits::default())
-    }
-
         self.line(id, |line| line.burst = usize::MAX);
     }
 
@@ -632,6 +655,9 @@ impl Node {
             let waiting = self.links.values().any(waits);
             idle = if taken == 0 && !waiting { idle + 1 } else { 0 };
         }
+        if self.has_limits() {
+            return; // what waits for its limit has frames
+        }
         for (number, side) in self.sides.iter().enumerate() {
             let counters = &side.counters;
             let places = [&counters.frames_free, &counters.frames_rx, &counters.frames_tx];
@@ -655,9 +681,6 @@ impl Node {
     /// Takes the answers of the workers, and with them the rings of removed ports.
     fn collect(&mut self) {
         for side in &mut self.sides {
-        if self.has_limits() {
-            return; // what waits for its limit has frames
-        }
             while let Ok(_removed_or_reclaimed) = side.events.pop() {}
         }
     }
@@ -850,6 +873,7 @@ fn side(
         seed: HashSeed([7, index as u64]),
         counters: flow_counters.clone(),
     });
+    let records = flows.records().clone();
     let worker = Worker::new(WorkerParts {
         id: WorkerId(index as u16),
         pool,
@@ -863,7 +887,7 @@ fn side(
         flows,
         seed: 7,
     });
-    Side { worker, counters, flows: flow_counters, commands, events }
+    Side { worker, counters, flows: flow_counters, records, commands, events }
 }
 
 fn bell() -> Arc<Bell> {
