@@ -156,6 +156,8 @@ pub struct AddRequest {
     /// CNI_NETNS verbatim: shown in listings and results, never opened.
     pub netns: String,
     /// Where the addresses come from.
+    /// `viaduct limits`.
+    Limits,
     pub addressing: Addressing,
     /// MAC address the runtime asked for; absent: the daemon chooses.
     pub mac: Option<String>,
@@ -228,6 +230,10 @@ pub struct ExtraRoute {
     /// Next hop named by IPAM; Viaduct's pods reach everything through their link-local gateway, so
     /// it is only shown in the result.
     pub gw: Option<IpAddr>,
+    /// Limits of the pod (capability `bandwidth`). A daemon that is too old to read them says so by
+    /// [`AddReply::bandwidth`].
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
 }
 
 /// Detach a pod: keyed by the attachment alone, never by the payload of a DEL.
@@ -244,6 +250,39 @@ pub struct CheckRequest {
     pub attachment: Attachment,
     /// Addresses that prevResult says the interface has, each in CIDR notation.
     pub addresses: Vec<String>,
+/// What was asked for of a pod's bandwidth, in the words of Kubernetes and CNI: `ingress` is what
+/// comes to the pod, `egress` what it sends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Bandwidth {
+    /// Limit of what comes to the pod; absent: none.
+    pub ingress: Option<RateRequest>,
+    /// Limit of what the pod sends; absent: none.
+    pub egress: Option<RateRequest>,
+}
+
+impl Bandwidth {
+    /// Whether there is no limit, either way.
+    #[must_use]
+    pub fn is_unlimited(&self) -> bool {
+        *self == Bandwidth::default()
+    }
+}
+
+/// A limit as it was asked for. What is applied has a burst of another size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateRequest {
+    /// Rate in bits per second; never 0, which asks for nothing and is left out.
+    pub rate_bps: u64,
+    /// Bits that may pass at once after a pause: 1 to [`RateRequest::BURST_BITS_MAX`].
+    pub burst_bits: u64,
+}
+
+impl RateRequest {
+    /// Largest burst in bits: the reference's bandwidth plugin refuses 2^32 - 1 bytes and more.
+    pub const BURST_BITS_MAX: u64 = u32::MAX as u64 * 8 - 1;
+}
+
     /// MAC address that prevResult says the interface has.
     pub mac: Option<String>,
     /// Host-side interface name that prevResult gives.
@@ -280,6 +319,35 @@ pub struct AddReply {
     /// How many of the request's port mappings were read, which is all of them but for a daemon of
     /// an earlier release: that knows of none, and leaves this out.
     #[serde(default)]
+/// Change the limits of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitsRequest {
+    /// CNI_CONTAINERID, or a beginning of it that no other pod's has.
+    pub container_id: String,
+    /// CNI_IFNAME; absent: the pod has one interface only.
+    pub ifname: Option<String>,
+    /// What becomes of the limit of what comes to the pod; absent: it stays.
+    pub ingress: Option<LimitChange>,
+    /// What becomes of the limit of what the pod sends; absent: it stays.
+    pub egress: Option<LimitChange>,
+}
+
+/// What becomes of one limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitChange {
+    /// There is none from then on.
+    Lift,
+    /// It is this from then on.
+    Set {
+        /// Rate in bits per second, at least 1.
+        rate_bps: u64,
+        /// Burst in bits, 1 to [`RateRequest::BURST_BITS_MAX`]; absent: that of the limit before,
+        /// and the largest if there was none.
+        burst_bits: Option<u64>,
+    },
+}
+
     pub port_mappings: usize,
 }
 
@@ -317,3 +385,7 @@ pub struct CallError {
     /// More for whoever looks closer; may be empty.
     pub details: String,
 }
+    /// The limits that were read, which are those of the request but for a daemon of an earlier
+    /// release, as with `port_mappings`.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,

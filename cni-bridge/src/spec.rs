@@ -3,6 +3,7 @@
 //! Everything here is pure: bytes in, values out. The runtime's JSON is parsed once, at this edge;
 //! the rest of the crate works with the validated types.
 
+mod bandwidth;
 pub mod conf;
 pub mod error;
 pub mod host_ports;

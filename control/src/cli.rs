@@ -6,7 +6,7 @@
 //! other than 0.
 
 use std::io::{self, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -26,6 +26,7 @@ use crate::report::Status;
 mod array;
 mod figures;
 mod nat;
+mod limits;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -196,6 +197,20 @@ pub fn main() -> ExitCode {
     match run(&socket, command, &mut io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader, such as `head`, has seen enough.
+    #[error("a packet goes somewhere: name its destination")]
+    NoDestination,
+    #[error("a packet of {protocol} needs a port of its destination: write {dst}, for example")]
+    NoPort { protocol: String, dst: SocketAddr },
+    #[error(
+        "nothing is to become of container {container_id}; name a rate, as --ingress 20M or \
+         --egress 20M, or none to take one away"
+    )]
+    NoRate { container_id: String },
+    #[error(
+        "a burst without a rate limits nothing; name the rate of container {container_id} with \
+         --ingress or --egress"
+    )]
+    BurstAlone { container_id: String },
         Err(CliError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }

@@ -278,6 +278,7 @@ impl Daemon {
             }
             (Call::List(listing), _) => self.engine.list(listing, None),
             (Call::ListAfter { listing, after }, _) => self.engine.list(listing, Some(&after)),
+            (Call::SetLimits(request), _) => done(self.engine.set_limits(&request)),
             (Call::Flows { filter, after }, _) => self.engine.list_flows(&filter, after.as_deref()),
         }
     }

@@ -15,6 +15,7 @@ mod follow;
 mod host_ports;
 mod kernel_table;
 mod listing;
+mod limits;
 mod pins;
 mod ports;
 mod reaper;

@@ -72,7 +72,7 @@ pub fn general(host_port: &HostPort) -> Option<HostPort> {
 
 #[cfg(test)]
 mod tests {
-    use cni_bridge::protocol::{Attachment, PodAddress};
+    use cni_bridge::protocol::{Attachment, Bandwidth, PodAddress};
 
     use super::*;
     use crate::endpoint::Offloads;
@@ -104,6 +104,7 @@ mod tests {
             generation: 1,
             host_ports: Vec::new(),
             masquerade: MasqueradeWish::Itself,
+            limits: Bandwidth::default(),
         }
     }
 

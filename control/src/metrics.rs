@@ -14,6 +14,7 @@ use crate::report::{
 
 mod flows;
 mod http;
+mod limits;
 #[cfg(test)]
 mod tests;
 mod uplinks;
@@ -113,6 +114,7 @@ pub fn render(report: &Report) -> String {
     page.host_ports(report.status.host_ports);
     page.pod_states(&report.pods);
     page.pod_traffic(&report.pods);
+    page.limits(&report.limits);
     page.node_traffic(&report.ports);
     page.uplinks(&report.status, &report.ports);
     page.fallback(&report.status.fallback_packets);

@@ -35,3 +35,5 @@ pub struct Report {
     /// How long CNI operations took.
     pub operations: OpTimes,
 }
+    /// Every limit.
+    pub limits: Vec<LimitRow>,

@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::Bound;
 
-use cni_bridge::protocol::{Attachment, GcRequest, PodAddress};
+use cni_bridge::protocol::{Attachment, Bandwidth, GcRequest, PodAddress};
 use serde::{Deserialize, Serialize};
 
 use crate::endpoint::Offloads;
 
 mod error;
 mod host_ports;
+mod limits;
 #[cfg(test)]
 mod tests;
 
@@ -77,6 +78,8 @@ pub struct NewPod {
     pub host_ports: Vec<HostPortRecord>,
     /// Whose connections to them get another source.
     pub masquerade: MasqueradeWish,
+    /// The limits that were asked for.
+    pub limits: Bandwidth,
 }
 
 /// An attached pod: a [`NewPod`] with its home.
@@ -126,6 +129,10 @@ pub struct PodRecord {
     /// Whose connections to them get another source.
     #[serde(default)]
     pub masquerade: MasqueradeWish,
+    /// The limits that were asked for, last by `viaduct limits set` or else at ADD. A record that
+    /// does not say is of a pod without any.
+    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub limits: Bandwidth,
 }
 
 impl NewPod {
@@ -148,6 +155,7 @@ impl NewPod {
             fallback,
             mut host_ports,
             masquerade,
+            limits,
         } = self;
         host_ports.sort_by_key(HostPortRecord::key);
         PodRecord {
@@ -170,6 +178,7 @@ impl NewPod {
             generation,
             host_ports,
             masquerade,
+            limits,
         }
     }
 }
@@ -184,6 +193,8 @@ pub enum Change {
     Restore(PodRecord),
     /// Stop serving a pod; nothing happens if it is not there (CNI spec, "DEL": repeats succeed).
     Remove(Attachment),
+    /// Limit a pod from now on as asked for here, and not as before.
+    SetLimits(Attachment, Bandwidth),
 }
 
 /// What a change did.
@@ -193,6 +204,8 @@ pub enum Effect {
     Added(PodRecord),
     /// This pod is no longer served.
     Removed(PodRecord),
+    /// This pod now has other limits.
+    Limited(PodRecord),
     /// The state is as before, down to its generation.
     Unchanged,
 }
@@ -255,6 +268,7 @@ impl State {
                 Some(record) => Effect::Removed(record),
                 None => Effect::Unchanged,
             }),
+            Change::SetLimits(attachment, limits) => self.set_limits(&attachment, limits),
         }
     }
 
@@ -443,6 +457,7 @@ impl State {
                 owner: owner.clone(),
             });
         }
+        record.check_limits()?;
         record.check_own_host_ports()?;
         self.admit_host_ports(&record.host_ports)
     }

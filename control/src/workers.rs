@@ -447,6 +447,12 @@ impl Workers {
         self.counters.get(&id)
     }
 
+    /// Where workers have their tables from.
+    #[must_use]
+    pub fn publisher(&self) -> &Publisher {
+        &self.publisher
+    }
+
     /// Generation of the newest snapshot.
     #[must_use]
     pub fn generation(&self) -> u64 {

@@ -15,6 +15,7 @@ fn the_plugin_conforms_in_every_case() {
             "socket": node.socket(),
             "capabilities": {
                 "ips": true, "mac": true, "ipRanges": true, "portMappings": true,
+                "bandwidth": true,
             },
         });
         let mut plugin = Plugin::new(binary("viaduct-cni"), &conf)?;

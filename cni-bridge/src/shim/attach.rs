@@ -67,11 +67,16 @@ fn ask_add(
     request: AddRequest,
     netns: std::os::fd::BorrowedFd<'_>,
 ) -> Result<AddReply, CniError> {
-    let mappings = request.port_mappings.len();
+    let (mappings, bandwidth) = (request.port_mappings.len(), request.bandwidth);
     let call = Call::Add(Box::new(request));
     match client::ask(&invocation.conf.socket, call, Some(netns), client::DEADLINE) {
-        Ok(Reply::Added(reply)) if reply.port_mappings == mappings => Ok(reply),
-        Ok(Reply::Added(_)) => Err(undo(invocation, unread_mappings(invocation, mappings))),
+        Ok(Reply::Added(reply)) if reply.port_mappings != mappings => {
+            Err(undo(invocation, unread(invocation, &format!("{mappings} portMappings"))))
+        }
+        Ok(Reply::Added(reply)) if reply.bandwidth != bandwidth => {
+            Err(undo(invocation, unread(invocation, "bandwidth")))
+        }
+        Ok(Reply::Added(reply)) => Ok(reply),
         Ok(Reply::Error(error)) => Err(error.into()),
         Ok(_) => Err(undo(invocation, unexpected_reply(Verb::Add))),
         Err(error @ (ClientError::Unreachable { .. } | ClientError::Path { .. })) => {
@@ -101,12 +106,13 @@ pub(super) fn transport_error(error: &ClientError) -> CniError {
     CniError::new(code, error.to_string())
 }
 
-/// The error for a daemon that passed over the port mappings, as one does that is older than they
-/// are: a pod without the ports that it is to be reached by is none.
-fn unread_mappings(invocation: &Invocation, mappings: usize) -> CniError {
+/// The error for a daemon that passed over a capability, as one does that is older than it is: a
+/// pod without the ports that it is to be reached by is none, and one without its limits takes what
+/// is others'.
+fn unread(invocation: &Invocation, capability: &str) -> CniError {
     let msg = format!(
-        "viaductd at {} knows nothing of the {mappings} portMappings asked for; run viaductd and \
-         viaduct-cni of one release",
+        "viaductd at {} knows nothing of the {capability} asked for; run viaductd and viaduct-cni \
+         of one release",
         invocation.conf.socket.display()
     );
     CniError::new(code::RELEASES_APART, msg)
@@ -127,7 +133,8 @@ fn request(
     options: AddOptions,
     allocated: Option<&CniResult>,
 ) -> AddRequest {
-    let AddOptions { mtu, mac, ips, ranges, pod_namespace, pod_name, host_ports } = options;
+    let AddOptions { mtu, mac, ips, ranges, pod_namespace, pod_name, host_ports, bandwidth } =
+        options;
     let HostPortOptions { mappings, snat, masq_all } = host_ports;
     let addressing = match allocated {
         None => Addressing::Embedded { requested: ips, ranges },
@@ -149,6 +156,7 @@ fn request(
         port_mappings: mappings,
         snat,
         masq_all,
+        bandwidth,
     }
 }
 

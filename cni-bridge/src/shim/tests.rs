@@ -2,7 +2,7 @@
 //! `tests/`, with the program itself.
 
 use super::*;
-use crate::protocol::{AddReply, Attachment, PodAddress};
+use crate::protocol::{AddReply, Attachment, Bandwidth, PodAddress};
 use crate::shim::attach::Made;
 use crate::spec::CniResult;
 use crate::spec::result::{Dns, Interface, Ip, Route};
@@ -29,6 +29,7 @@ fn reply(addresses: &[(&str, u8, Option<&str>)]) -> AddReply {
         mtu: 1500,
         addresses: addresses.iter().map(address).collect(),
         port_mappings: 0,
+        bandwidth: Bandwidth::default(),
     }
 }
 

@@ -1,5 +1,5 @@
 //! What only ADD reads of the configuration and of CNI_ARGS: addresses and MAC asked for, MTU, the
-//! pod's name; and the refusal of what is not supported.
+//! pod's name, its host ports and limits; and the refusal of what is not supported.
 //!
 //! One wish may come from three places. The strongest wins: the capability in `runtimeConfig`,
 //! then `args.cni` (CONVENTIONS.md: it replaces CNI_ARGS), then CNI_ARGS.
@@ -12,16 +12,13 @@ use super::conf::NetConf;
 use super::error::{CniError, code};
 use super::host_ports::HostPortOptions;
 use super::json::{self, field};
-use crate::protocol::IpRange;
+use crate::protocol::{Bandwidth, IpRange};
 
 /// Smallest `mtu`: every IPv6 link carries 1280 bytes (RFC 8200 section 5).
 pub const MTU_MIN: u32 = 1280;
 
 /// Largest `mtu`: a veth's largest device MTU, which is also the longest IPv4 packet.
 pub const MTU_MAX: u32 = 65535;
-
-/// The rates of the `bandwidth` capability.
-const RATES: [&str; 2] = ["ingressRate", "egressRate"];
 
 /// The wishes of one ADD.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -40,6 +37,8 @@ pub struct AddOptions {
     pub pod_name: String,
     /// Ports of the node that are to lead to the pod.
     pub host_ports: HostPortOptions,
+    /// Limits of the pod.
+    pub bandwidth: Bandwidth,
 }
 
 impl AddOptions {
@@ -52,7 +51,7 @@ impl AddOptions {
         let empty = Map::new();
         let runtime = json::object(&conf.map, "runtimeConfig", "runtimeConfig")?.unwrap_or(&empty);
         let host_ports = HostPortOptions::parse(conf, runtime)?;
-        refuse_bandwidth(&conf.map, runtime)?;
+        let bandwidth = Bandwidth::parse(conf, runtime)?;
         let args = CniArgs::parse(args);
         let cni = match json::object(&conf.map, "args", "args")? {
             Some(map) => json::object(map, "cni", "args.cni")?.unwrap_or(&empty),
@@ -66,6 +65,7 @@ impl AddOptions {
             pod_namespace: args.find("K8S_POD_NAMESPACE").unwrap_or_default().to_owned(),
             pod_name: args.find("K8S_POD_NAME").unwrap_or_default().to_owned(),
             host_ports,
+            bandwidth,
         })
     }
 }
@@ -200,34 +200,6 @@ fn parse_range(path: &str, value: &Value) -> Result<IpRange, CniError> {
         range_end: address("rangeEnd")?,
         gateway: address("gateway")?,
     })
-}
-
-/// Refuses rates, in `runtimeConfig` or as static keys of the plugin's own configuration.
-fn refuse_bandwidth(
-    map: &Map<String, Value>,
-    runtime: &Map<String, Value>,
-) -> Result<(), CniError> {
-    const PATH: &str = "runtimeConfig.bandwidth";
-    let empty = Map::new();
-    let capability = json::object(runtime, "bandwidth", PATH)?.unwrap_or(&empty);
-    for rate in RATES {
-        for (map, path) in [(map, rate.to_owned()), (capability, format!("{PATH}.{rate}"))] {
-            match field(map, rate).filter(|value| value.as_u64() != Some(0)) {
-                Some(value) => return Err(unsupported(&path, value)),
-                None => continue,
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Code 2 wants key and value in the message (SPEC.md, "Error").
-fn unsupported(path: &str, value: &Value) -> CniError {
-    let value = json::brief(&value.to_string());
-    CniError::new(
-        code::UNSUPPORTED_FIELD,
-        format!("{path} = {value} is not supported yet; leave it out"),
-    )
 }
 
 fn in_args(key: &str, value: &str, why: &str) -> CniError {

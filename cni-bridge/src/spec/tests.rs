@@ -1,6 +1,7 @@
 //! Tests of the specification's types: golden JSON per version, the refusals, and that no input
 //! makes the parser panic.
 
+mod bandwidth;
 mod conf;
 mod host_ports;
 mod options;

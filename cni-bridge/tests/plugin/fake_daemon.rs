@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 
 use cni_bridge::frame::{self, Decoder};
 use cni_bridge::protocol::{
-    AddReply, Call, CallError, PROTOCOL_VERSION, PodAddress, Reply, Request,
+    AddReply, Bandwidth, Call, CallError, PROTOCOL_VERSION, PodAddress, Reply, Request,
 };
 
 /// One call, with device and inode of the descriptor that came beside it.
@@ -49,7 +49,8 @@ impl FakeDaemon {
             Some(match call {
                 Call::Add(request) => {
                     let port_mappings = request.port_mappings.len();
-                    Reply::Added(AddReply { port_mappings, ..added() })
+                    let bandwidth = request.bandwidth;
+                    Reply::Added(AddReply { port_mappings, bandwidth, ..added() })
                 }
                 _ => Reply::Done,
             })
@@ -106,7 +107,7 @@ fn serve(mut stream: UnixStream, log: &Mutex<Vec<Asked>>, answer: &dyn Fn(&Call)
     }
 }
 
-/// A dual-stack reply to ADD, of a daemon that knows of no port mappings.
+/// A dual-stack reply to ADD, of a daemon that knows of no port mappings and limits.
 pub fn added() -> AddReply {
     let address = |address: &str, prefix_len| PodAddress {
         address: address.parse().unwrap(),
@@ -120,5 +121,6 @@ pub fn added() -> AddReply {
         mtu: 1500,
         addresses: vec![address("10.244.1.5", 24), address("fd00::5", 64)],
         port_mappings: 0,
+        bandwidth: Bandwidth::default(),
     }
 }

@@ -3,7 +3,9 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use cni_bridge::protocol::{Addressing, Call, PortMapping, PortProtocol, Reply};
+use cni_bridge::protocol::{
+    Addressing, Bandwidth, Call, PortMapping, PortProtocol, RateRequest, Reply,
+};
 use cni_bridge::queue;
 use serde_json::json;
 
@@ -239,6 +241,52 @@ fn a_daemon_too_old_for_port_mappings_is_told_to_detach_and_named() {
     let asked = daemon.asked();
     assert!(matches!(asked.as_slice(), [(Call::Add(_), _), (Call::Del(_), None)]), "{asked:?}");
     assert!(call("ADD", &conf(dir.path(), json!({}))).ok, "a pod without any is served");
+}
+
+#[test]
+fn limits_reach_the_daemon_and_one_that_is_too_old_for_them_is_told_to_detach_and_named() {
+    let runtime = json!({"runtimeConfig": {"bandwidth": {
+        "ingressRate": 10_000_000, "ingressBurst": 4_294_967_295_u64,
+    }}});
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = FakeDaemon::willing(dir.path());
+    assert!(call("ADD", &conf(dir.path(), runtime.clone())).ok);
+    let asked = daemon.asked();
+    let [(Call::Add(request), _)] = asked.as_slice() else { panic!("{asked:?}") };
+    let limit = RateRequest { rate_bps: 10_000_000, burst_bits: 4_294_967_295 };
+    assert_eq!(request.bandwidth, Bandwidth { ingress: Some(limit), egress: None });
+    drop(daemon);
+
+    let daemon = FakeDaemon::start(dir.path(), |call| {
+        Some(match call {
+            Call::Add(_) => Reply::Added(added()),
+            _ => Reply::Done,
+        })
+    });
+    let run = call("ADD", &conf(dir.path(), runtime));
+    assert_eq!(run.code(), 102);
+    let msg = run.json()["msg"].as_str().unwrap().to_owned();
+    assert!(msg.contains("bandwidth") && msg.contains("viaduct.sock"), "{msg}");
+    let asked = daemon.asked();
+    assert!(matches!(asked.as_slice(), [(Call::Add(_), _), (Call::Del(_), None)]), "{asked:?}");
+}
+
+#[test]
+fn nonsense_about_limits_is_refused_by_add_and_nothing_to_other_verbs() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = FakeDaemon::willing(dir.path());
+    let eth0 = json!({"name": "eth0", "sandbox": "/proc/self/ns/net"});
+    let nonsense = json!({
+        "prevResult": {"interfaces": [eth0]},
+        "egressRate": -1,
+        "runtimeConfig": {"bandwidth": "fast"},
+    });
+    let run = call("ADD", &conf(dir.path(), nonsense.clone()));
+    assert_eq!(run.code(), 7);
+    assert!(daemon.asked().is_empty());
+    for verb in ["DEL", "CHECK", "STATUS"] {
+        call(verb, &conf(dir.path(), nonsense.clone())).silent();
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use clap::CommandFactory as _;
 use cni_bridge::frame::{Decoder, encode, receive};
-use cni_bridge::protocol::{FRAME_BYTES_MAX, Request};
+use cni_bridge::protocol::{FRAME_BYTES_MAX, LimitChange, LimitsRequest, Request};
 use ipnet::IpNet;
 use mio::{Events, Poll, Token};
 use serde_json::json;
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tempfile::TempDir;
 
+use super::limits::Limits;
 use super::*;
 use crate::doctor::Row;
 use crate::report::tests::{sample, sample_drops, sample_flows, sample_host_ports, sample_routes};
@@ -70,6 +71,7 @@ fn every_command_asks_for_its_listing_and_is_in_the_help() {
         (Command::Routes(JSON), Listing::Routes, "routes"),
         (Command::Drops(JSON), Listing::Drops, "drops"),
         (Command::Hostports(JSON), Listing::Hostports, "hostports"),
+        (Command::Limits(Limits { format: JSON, change: None }), Listing::Limits, "limits"),
     ];
     let help = Arguments::command().render_long_help().to_string();
     for (command, listing, name) in all {
@@ -89,7 +91,7 @@ fn the_socket_can_be_named_before_and_after_the_command() {
     }
     let default = Arguments::parse_from(["viaduct", "pods"]).socket;
     assert_eq!(default, Path::new("/run/viaduct/viaduct.sock"));
-    assert!(Arguments::try_parse_from(["viaduct", "limits"]).is_err(), "it does not exist");
+    assert!(Arguments::try_parse_from(["viaduct", "policy"]).is_err(), "it does not exist");
     Arguments::command().debug_assert();
 }
 
@@ -165,7 +167,7 @@ fn status_shows_a_broken_law() {
 #[test]
 fn tables_have_a_line_per_row_and_fit_a_wide_terminal() {
     let drops = sample_drops(&sample());
-    let Report { status, pods, ports, .. } = sample();
+    let Report { status, pods, ports, limits, .. } = sample();
     let tables = [
         (views::status(&status), 17),
         (views::pods(&pods), pods.len() + 1),
@@ -174,6 +176,7 @@ fn tables_have_a_line_per_row_and_fit_a_wide_terminal() {
         (views::drops(&drops), drops.len() + 1),
         (nat::host_ports(&sample_host_ports()), sample_host_ports().len() + 1),
         (nat::flows(&sample_flows()), sample_flows().len() + 1),
+        (limits::table(&limits), limits.len() + 1),
     ];
     for (table, lines) in tables {
         assert_eq!(table.lines().count(), lines, "{table}");
@@ -187,7 +190,7 @@ fn empty_listings_say_so() {
     for table in [views::pods(&[]), views::ports(&[]), views::routes(&[]), views::drops(&[])] {
         assert_eq!(table.lines().count(), 1);
     }
-    for table in [nat::host_ports(&[]), nat::flows(&[])] {
+    for table in [nat::host_ports(&[]), nat::flows(&[]), limits::table(&[])] {
         assert_eq!(table.lines().count(), 1);
     }
 }
@@ -303,6 +306,92 @@ fn drops_are_shown_to_people_with_most_packets_first() {
     assert_eq!(counts, ["17", "9", "3", "2", "1"]);
 }
 
+/// What `viaduct limits set` with these arguments does with a daemon that is done.
+fn set_limits(args: &[&str]) -> (Result<(), String>, Option<LimitsRequest>) {
+    let line = ["viaduct", "limits", "set"].iter().chain(args);
+    let command = Arguments::try_parse_from(line).map(|arguments| arguments.command);
+    let command = match command {
+        Ok(command) => command,
+        Err(error) => return (Err(error.to_string()), None),
+    };
+    let (_directory, path, thread) = daemon(vec![Reply::Done]);
+    let mut out = Vec::new();
+    let result = run(&path, command, &mut out).map_err(|error| error.to_string());
+    assert!(out.is_empty(), "there is nothing to say");
+    if result.is_err() {
+        // Nobody has asked the daemon, which waits for somebody.
+        let _other = run(&path, Command::Pods(JSON), &mut Vec::new());
+    }
+    let call = thread.join().expect("the daemon lives").pop();
+    match call {
+        Some(Call::SetLimits(request)) => (result, Some(request)),
+        _ => (result, None),
+    }
+}
+
+#[test]
+fn limits_are_set_as_quantities_and_an_unnamed_direction_stays() {
+    let set = |rate_bps, burst_bits| Some(LimitChange::Set { rate_bps, burst_bits });
+    let whose = |ifname: Option<&str>, ingress, egress| LimitsRequest {
+        container_id: "c0ffee".to_owned(),
+        ifname: ifname.map(str::to_owned),
+        ingress,
+        egress,
+    };
+    for (args, wanted) in [
+        (&["--ingress", "20M"][..], whose(None, set(20_000_000, None), None)),
+        (&["--egress=none"], whose(None, None, Some(LimitChange::Lift))),
+        (
+            &["--ifname", "net1", "--ingress", "1.5Gi", "--egress", "800", "--burst", "1M"],
+            whose(Some("net1"), set(1_610_612_736, Some(1_000_000)), set(800, Some(1_000_000))),
+        ),
+    ] {
+        let (result, request) = set_limits(&[&["c0ffee"], args].concat());
+        assert_eq!((result, request), (Ok(()), Some(wanted)));
+    }
+}
+
+#[test]
+fn limits_that_say_nothing_or_nonsense_are_one_sentence_and_reach_no_daemon() {
+    for (args, part) in [
+        (&["c0ffee"][..], "--ingress 20M"),
+        (&["c0ffee", "--burst", "1M"], "--ingress 20M"),
+        (&["c0ffee", "--burst", "1M", "--egress", "none"], "burst without a rate"),
+        (&["c0ffee", "--ingress", "fast"], "as in 10M"),
+        (&["c0ffee", "--ingress", "0"], "less than 1"),
+        (&["c0ffee", "--egress", "100m"], "less than 1"),
+        (&["c0ffee", "--egress", "20E"], "does not fit"),
+        (&["c0ffee", "--egress", "None"], "as in 10M"),
+        (&["--ingress", "20M"], "CONTAINER_ID"),
+    ] {
+        let (result, request) = set_limits(args);
+        let error = result.expect_err("it is refused");
+        assert!(error.contains(part) && request.is_none(), "{args:?}: {error}");
+    }
+}
+
+#[test]
+fn a_refusal_of_limits_is_the_daemons_sentence() {
+    let refusal = CallError { code: 101, msg: "no container".to_owned(), details: String::new() };
+    let line = ["viaduct", "limits", "set", "c", "--ingress", "1M"];
+    let command = Arguments::parse_from(line).command;
+    let (result, _, _) = run_against(Reply::Error(refusal), command);
+    assert_eq!(result, Err("viaductd says: no container".to_owned()));
+    let socket =
+        Arguments::parse_from(["viaduct", "limits", "--socket", "/s"].iter().chain(&line[2..]));
+    assert_eq!(socket.socket, Path::new("/s"));
+}
+
+#[test]
+fn limits_are_a_table_of_what_is_applied_beside_what_was_asked_for() {
+    let expected = "\
+CONTAINER     IFNAME  POD             DIRECTION  RATE    BURST    ASKED    TOKENS   QUEUED  DROPPED  MARKED
+0123456789ab  eth0    shop/cart-7d9f  ingress     10M  65.5 kB   537 MB   65.5 kB  30.3 kB     1234      56
+0123456789ab  eth0    shop/cart-7d9f  egress      10M  65.5 kB  65.5 kB  -1.51 kB  30.3 kB     1234      56
+";
+    assert_eq!(limits::table(&sample().limits), expected);
+}
+
 fn doctor(format: Format) -> Command {
     let nowhere = || PathBuf::from("/nonexistent");
     Command::Doctor(Examination {
@@ -366,7 +455,7 @@ Could be better:
 #[test]
 #[ignore = "prints tables and help for eyes: run with --ignored --nocapture"]
 fn prints_everything() {
-    let Report { status, pods, ports, .. } = sample();
+    let Report { status, pods, ports, limits, .. } = sample();
     println!("{}", views::status(&status));
     println!("{}", views::pods(&pods));
     println!("{}", views::ports(&ports));
@@ -376,7 +465,12 @@ fn prints_everything() {
     println!("{}", command.render_help());
     println!("{}", nat::host_ports(&sample_host_ports()));
     println!("{}", nat::flows(&sample_flows()));
-    for name in ["status", "pods", "ports", "routes", "drops", "hostports", "flows", "doctor"] {
+    println!("{}", limits::table(&limits));
+    for name in
+        ["status", "pods", "ports", "routes", "drops", "hostports", "flows", "limits", "doctor"]
+    {
         println!("{}", command.find_subcommand_mut(name).expect(name).render_long_help());
     }
+    let limits = command.find_subcommand_mut("limits").expect("limits");
+    println!("{}", limits.find_subcommand_mut("set").expect("set").render_long_help());
 }

@@ -21,7 +21,7 @@ use crate::sysctl;
 pub const ADD_WAITS: u32 = 11;
 
 /// Code of a failure of the kernel or the workers.
-const FAILED: u32 = 999;
+pub(super) const FAILED: u32 = 999;
 
 /// What an ADD is about to make.
 struct Plan {
@@ -62,6 +62,7 @@ impl Engine {
             mtu: pod.route_mtu,
             addresses: pod.addresses,
             port_mappings: request.port_mappings.len(),
+            bandwidth: pod.limits,
         })
     }
 
@@ -196,6 +197,7 @@ impl Engine {
             fallback: crate::state::Fallback::Pass,
             host_ports: plan.host_ports.clone(),
             masquerade: MasqueradeWish::of(request.snat, request.masq_all),
+            limits: request.bandwidth,
         };
         let effect = self
             .state

@@ -2,11 +2,13 @@
 
 use dataplane::offload::Hints;
 use dataplane::port::{PortId, WorkerId};
+use dataplane::shaper::Limits;
 use dataplane::tables::{PortKind, PortSpec, Prefix, TablesInput};
 
 use ipnet::IpNet;
 
 use super::Engine;
+use crate::limits;
 use crate::state::PodRecord;
 use crate::workers::{NODE_SLOT, UPLINK_PORTS_MAX};
 
@@ -65,6 +67,7 @@ fn node_port(engine: &Engine) -> PortSpec {
         addresses: Vec::new(),
         hints: Hints::Marker,
         tx_checksum: engine.ports.features.tx_checksum,
+        limits: Limits::default(),
     }
 }
 
@@ -80,7 +83,13 @@ fn pod_port(engine: &Engine, pod: &PodRecord) -> PortSpec {
         addresses: pod.addresses.iter().map(|address| address.address).collect(),
         hints: Hints::Marker,
         tx_checksum: engine.ports.features.tx_checksum,
+        limits: limits(engine, pod),
     }
+}
+
+/// What workers apply of a pod's limits.
+pub(super) fn limits(engine: &Engine, pod: &PodRecord) -> Limits {
+    limits::applied(&pod.limits, &engine.config.shaping, pod.route_mtu)
 }
 
 /// Bytes of the longest IP packet that a pod gets: a super-packet, unless it could not hand it on.

@@ -21,7 +21,7 @@ const LOOKS_PER_PAGE: usize = 1 << 16;
 
 /// Ports that a flow gets as its source where its client's is taken: those that are nobody's by
 /// right (RFC 6335 section 6; RFC 4787 REQ-3).
-const SOURCE_PORTS: std::ops::RangeInclusive<u16> = 1024..=65535;
+pub(super) const SOURCE_PORTS: std::ops::RangeInclusive<u16> = 1024..=65535;
 
 /// A place of a flow: its worker, and the number in the worker's memory.
 type Place = (u16, u32);
@@ -138,7 +138,7 @@ fn monotonic_s() -> u32 {
 }
 
 /// The clock of flows, in ns: the same for all processes of a boot.
-fn monotonic_ns() -> u64 {
+pub(super) fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

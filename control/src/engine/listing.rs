@@ -50,6 +50,7 @@ impl Engine {
             Listing::Routes => page(after, |after| self.route_rows(after)),
             Listing::Drops => page(after, |after| self.drop_rows(after)),
             Listing::Hostports => page(after, |after| self.host_port_rows(after)),
+            Listing::Limits => page(after, |after| self.limit_rows(after)),
         }
     }
 
@@ -60,6 +61,7 @@ impl Engine {
             status: self.status(),
             pods: self.state.pods().map(|pod| self.pod_row(pod)).collect(),
             ports: self.port_rows(NODE_SLOT).collect(),
+            limits: self.limit_rows(None).map(|(_, row)| row).collect(),
             operations: operations.clone(),
         }
     }

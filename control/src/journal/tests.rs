@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
-use cni_bridge::protocol::PortProtocol;
+use cni_bridge::protocol::{Bandwidth, PortProtocol, RateRequest};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -40,6 +40,7 @@ fn attached(id: u32) -> Record {
         generation: u64::from(id),
         host_ports: Vec::new(),
         masquerade: MasqueradeWish::Itself,
+        limits: Bandwidth::default(),
     }))
 }
 
@@ -199,6 +200,30 @@ fn a_record_that_an_earlier_release_wrote_is_passed_over_and_is_no_damage() {
         panic!("the journal is readable");
     };
     assert_eq!((damaged, unknown), (1, 1), "damage is told apart");
+}
+
+#[test]
+fn a_journal_written_before_there_were_limits_is_read_and_new_limits_replace_earlier_ones() {
+    let mut old = serde_json::to_value(attached(1)).unwrap();
+    assert!(old["attached"].as_object_mut().unwrap().remove("limits").is_none(), "none, no key");
+    let mut text = String::from_utf8(written(&[])).unwrap();
+    text += &line(&old).unwrap();
+    assert_eq!(remembered(text.as_bytes()), [attached(1)]);
+
+    let dir = state_dir();
+    let limited = |rate_bps| {
+        let Record::Attached(mut pod) = attached(1) else { panic!("it is attached") };
+        pod.limits.egress = Some(RateRequest { rate_bps, burst_bits: 8 });
+        Record::Attached(pod)
+    };
+    let (mut journal, _) = open(dir.path());
+    for record in [attached(1), limited(5), limited(6)] {
+        journal.append(&record).unwrap();
+        assert_accounts(&journal);
+    }
+    let (_, records) = open(dir.path());
+    assert_eq!(compacted(&records), [limited(6)]);
+    assert_eq!(present(&records).len(), 1);
 }
 
 #[test]

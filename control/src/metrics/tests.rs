@@ -78,6 +78,23 @@ fn flows_are_on_the_page_by_worker_event_and_refusal() {
 }
 
 #[test]
+fn limits_are_on_the_page_in_bytes_by_pod_and_direction() {
+    let samples = read(&render(&sample()));
+    let of = |figure: &str, direction: &str| {
+        let pod = "network=\"viaduct\",namespace=\"shop\",pod=\"cart-7d9f\",\
+                   container_id=\"0123456789abcdef0123456789abcdef\",ifname=\"eth0\"";
+        samples[&format!("viaduct_limit_{figure}{{{pod},direction=\"{direction}\"}}")]
+    };
+    assert_eq!(of("rate_bytes_per_second", "ingress"), 1_250_000.0);
+    assert_eq!(of("burst_bytes", "ingress"), 65_536.0);
+    assert_eq!(of("requested_burst_bytes", "ingress"), 536_870_911.875);
+    assert_eq!(of("tokens_bytes", "egress"), -1514.0);
+    assert_eq!(of("queued_bytes", "egress"), 30_280.0);
+    assert_eq!(of("dropped_packets_total", "egress"), 1234.0);
+    assert_eq!(of("marked_packets_total", "ingress"), 56.0);
+}
+
+#[test]
 fn an_empty_report_is_a_valid_page() {
     let samples = read(&render(&Report::default()));
     assert_eq!(samples["viaduct_ready"], 0.0);

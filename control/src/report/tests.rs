@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
-use cni_bridge::protocol::PortProtocol;
+use cni_bridge::protocol::{PortProtocol, RateRequest};
 use dataplane::conntrack::{
     Endpoint, FlowCounters, FlowKey, FlowTable, HashSeed, NewFlow, Records, Replies, Signal,
     Source, TableParts, Transport,
@@ -16,11 +16,12 @@ use dataplane::conntrack::{
 use dataplane::counters::{DirectionCounters, WorkerCounters};
 use dataplane::drop::DropReason;
 use dataplane::port::PortId;
+use dataplane::shaper::Limit;
 use dataplane::xsk::words::Words;
 
 use super::*;
 use crate::metrics::{Operation, Outcome};
-use crate::state::{HostPortAddress, HostPortRecord};
+use crate::state::{HostPortAddress, HostPortRecord, PodRecord};
 
 fn direction(packets: u64, bytes: u64, drops: &[(&str, u64)]) -> DirectionRow {
     DirectionRow {
@@ -161,7 +162,8 @@ pub(crate) fn sample() -> Report {
             .map(|(why, count)| (why.to_owned(), count))
             .into(),
     };
-    Report { status, pods: vec![cart, pay, bare], ports, operations }
+    let limits = sample_limits(&cart);
+    Report { status, pods: vec![cart, pay, bare], ports, limits, operations }
 }
 
 /// Every drop of a report, as the daemon lists them.
@@ -212,6 +214,30 @@ pub(crate) fn sample_host_ports() -> Vec<HostPortRow> {
         container_port: 5353,
     };
     vec![row(any), row(one)]
+}
+
+/// The limits of a pod as they are listed: one of a runtime's burst, one that is in debt.
+fn sample_limits(pod: &PodRow) -> Vec<LimitRow> {
+    let row = |direction, requested_burst_bits, tokens_bytes| LimitRow {
+        network: pod.network.clone(),
+        container_id: pod.container_id.clone(),
+        ifname: pod.ifname.clone(),
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        direction,
+        requested_bps: 10_000_000,
+        requested_burst_bits,
+        applied_bps: 10_000_000,
+        applied_burst_bytes: 65_536,
+        tokens_bytes,
+        queued_bytes: 30_280,
+        dropped: 1234,
+        marked: 56,
+    };
+    vec![
+        row(LimitDirection::Ingress, u32::MAX.into(), 65_536),
+        row(LimitDirection::Egress, 65_536 * 8, -1514),
+    ]
 }
 
 /// A flow as it is listed: a client beyond, and the pod that asks itself.
@@ -449,6 +475,43 @@ fn host_ports_have_the_keys_of_the_contract_and_any_address_is_the_unspecified_o
     let row = HostPortRow::new(&any, "c", "eth0");
     assert_eq!((row.host_ip, row.protocol.as_str()), (ip("::"), "sctp"));
     assert_eq!(rows[1].host_ip, ip("2001:db8::1"));
+}
+
+#[test]
+fn limits_have_the_keys_of_the_contract_and_what_came_of_them() {
+    let record: PodRecord = serde_json::from_value(json!({
+        "attachment": {"network": "viaduct", "container_id": "c", "ifname": "eth0"},
+        "netns": "", "netns_inode": 1, "netns_dev": 4, "host_ifname": "vd0", "host_ifindex": 9,
+        "mac": [10, 0, 0, 0, 0, 1], "host_mac": [10, 0, 0, 0, 0, 2], "addresses": [],
+        "route_mtu": 1500, "worker": 0, "slot": 0, "pod_namespace": "shop", "pod_name": "cart",
+        "fallback": "pass", "generation": 1,
+    }))
+    .expect("a record of an earlier release");
+    let counters = DirectionCounters::default();
+    for (reason, count) in
+        [(DropReason::ShaperFull, 4), (DropReason::ShaperNoFrames, 3), (DropReason::NoPod, 9)]
+    {
+        (0..count).for_each(|_| counters.drop(reason));
+    }
+    counters.tokens.set((-1514_i64).cast_unsigned());
+    counters.queued_bytes.set(3028);
+    counters.marked.add(2);
+    let requested = RateRequest { rate_bps: 10_000_000, burst_bits: 80 };
+    let applied = Limit { bits_per_s: 10_000_000, burst_bytes: 3028, queue_ns: 25_000_000 };
+    let row = |counters| {
+        let row = LimitRow::new(&record, LimitDirection::Egress, requested, applied, counters);
+        serde_json::to_value(row).expect("a row is JSON")
+    };
+    let expected = json!({
+        "network": "viaduct", "container_id": "c", "ifname": "eth0", "namespace": "shop",
+        "name": "cart", "direction": "egress", "requested_bps": 10_000_000,
+        "requested_burst_bits": 80, "applied_bps": 10_000_000, "applied_burst_bytes": 3028,
+        "tokens_bytes": -1514, "queued_bytes": 3028, "dropped": 7, "marked": 2,
+    });
+    assert_eq!(row(Some(&counters)), expected);
+    let unserved = row(None);
+    assert_eq!(unserved["requested_bps"], 10_000_000);
+    assert_eq!((&unserved["tokens_bytes"], &unserved["dropped"]), (&json!(0), &json!(0)));
 }
 
 #[test]

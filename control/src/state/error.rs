@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use cni_bridge::protocol::Attachment;
+use cni_bridge::protocol::{Attachment, RateRequest};
 
 use super::{ADDRESSES_PER_POD_MAX, HOST_PORTS_MAX, HostPortKey};
 
@@ -110,6 +110,44 @@ pub enum StateError {
         /// How many others have.
         used: usize,
     },
+    /// A limit that nothing could pass by, or that has a burst out of all bounds.
+    #[error(
+        "interface {} of container {} cannot have a limit of {} bits per second with a burst of {} \
+         bits; ask for at least 1 of each, and a burst of at most {} bits",
+        .attachment.ifname, .attachment.container_id, .limit.rate_bps, .limit.burst_bits,
+        RateRequest::BURST_BITS_MAX
+    )]
+    LimitUnusable {
+        /// What was asked for.
+        limit: RateRequest,
+        /// Whom it should limit.
+        attachment: Attachment,
+    },
+    /// No pod is called so.
+    #[error(
+        "no container with an ID that begins with \"{container_id}\" has an interface {}here; see \
+         viaduct pods --json for those that there are",
+        .ifname.as_deref().map_or(String::new(), |ifname| format!("{ifname} "))
+    )]
+    NoSuchPod {
+        /// The beginning of its container ID.
+        container_id: String,
+        /// Its interface, if that was named.
+        ifname: Option<String>,
+    },
+    /// More than one pod is called so.
+    #[error(
+        "\"{container_id}\" begins the container IDs of {found} interfaces, such as {such_as}; \
+         give more of the ID, or name the interface with --ifname"
+    )]
+    SeveralPods {
+        /// The beginning of their container IDs.
+        container_id: String,
+        /// How many there are.
+        found: usize,
+        /// Two of them.
+        such_as: String,
+    },
     /// No worker has memory for one more port, or no slot is left.
     #[error(
         "all {ports} ports of this node are in use; remove pods, or raise frames or cores in \
@@ -133,11 +171,15 @@ impl StateError {
             StateError::AddressCount { .. }
             | StateError::AddressRepeated(_)
             | StateError::UnusableMac { .. }
+            | StateError::LimitUnusable { .. }
             | StateError::HostPortRepeated(_)
             | StateError::HostPortUnusable { .. } => 7,
             // 100 and above are our own; the specification has none for a second ADD.
             StateError::AlreadyAttached(_) => 100,
-            StateError::HostPortTaken { .. } | StateError::HostPortMissing { .. } => 101,
+            StateError::HostPortTaken { .. }
+            | StateError::HostPortMissing { .. }
+            | StateError::NoSuchPod { .. }
+            | StateError::SeveralPods { .. } => 101,
         }
     }
 }

@@ -1,13 +1,13 @@
 use std::collections::HashSet;
 
-use cni_bridge::protocol::{PortMapping, PortProtocol};
+use cni_bridge::protocol::{PortMapping, PortProtocol, RateRequest};
 use proptest::prelude::*;
 
 use super::*;
 
 const LIMITS: Limits = Limits { workers: 3, slots: 10, ports_per_worker: 4 };
 
-fn attachment(id: u8) -> Attachment {
+pub(super) fn attachment(id: u8) -> Attachment {
     Attachment {
         network: if id.is_multiple_of(2) { "even" } else { "odd" }.to_owned(),
         container_id: format!("c{id}"),
@@ -19,7 +19,7 @@ fn v4(last: u8) -> PodAddress {
     PodAddress { address: IpAddr::from([10, 0, 0, last]), prefix_len: 24, gateway: None }
 }
 
-fn pod(id: u8, addresses: &[u8]) -> NewPod {
+pub(super) fn pod(id: u8, addresses: &[u8]) -> NewPod {
     NewPod {
         attachment: attachment(id),
         netns: format!("/run/netns/p{id}"),
@@ -37,6 +37,7 @@ fn pod(id: u8, addresses: &[u8]) -> NewPod {
         fallback: Fallback::Pass,
         host_ports: Vec::new(),
         masquerade: MasqueradeWish::Itself,
+        limits: Bandwidth::default(),
     }
 }
 
@@ -484,12 +485,24 @@ impl Model {
         self.generation += u64::from(is_gone);
         is_gone
     }
+
+    /// `None` when there is no such pod or the limits cannot be, else whether that changes it.
+    fn limit(&mut self, attachment: &Attachment, limits: Bandwidth) -> Option<bool> {
+        let pod = self.pods.iter_mut().find(|pod| pod.attachment == *attachment)?;
+        limits.egress.is_none_or(|limit| limit.rate_bps > 0).then_some(())?;
+        let is_changed = pod.limits != limits;
+        pod.limits = limits;
+        self.generation += u64::from(is_changed);
+        Some(is_changed)
+    }
 }
 
 #[derive(Clone, Debug)]
 enum Op {
     Add(u8, Vec<u8>, Vec<PortMapping>),
     Remove(u8),
+    /// Limit what the pod sends; to nothing if the rate is 0, which cannot be.
+    Limit(u8, Option<u64>),
 }
 
 fn any_mapping() -> impl Strategy<Value = PortMapping> {
@@ -509,6 +522,7 @@ fn op() -> impl Strategy<Value = Op> {
         )
             .prop_map(|(id, addresses, mappings)| Op::Add(id, addresses, mappings)),
         1 => (0..16_u8).prop_map(Op::Remove),
+        1 => (0..16_u8, prop::option::of(0..3_u64)).prop_map(|(id, rate)| Op::Limit(id, rate)),
     ]
 }
 
@@ -584,6 +598,15 @@ proptest! {
                     prop_assert_eq!(matches!(effect, Effect::Removed(_)), is_removed);
                     has_removed |= is_removed;
                     is_removed
+                }
+                Op::Limit(id, rate) => {
+                    let egress = rate.map(|rate_bps| RateRequest { rate_bps, burst_bits: 8 });
+                    let limits = Bandwidth { ingress: None, egress };
+                    let is_changed = model.limit(&attachment(id), limits);
+                    let effect = state.apply(Change::SetLimits(attachment(id), limits)).ok();
+                    let is_limited = effect.map(|effect| matches!(effect, Effect::Limited(_)));
+                    prop_assert_eq!(is_limited, is_changed);
+                    is_changed.unwrap_or(false)
                 }
             };
             check_invariants(&state);

@@ -135,6 +135,7 @@ fn any_json() -> impl Strategy<Value = Value> {
             "bandwidth",
             "dns",
             "ingressRate",
+            "ingressBurst",
             "prevResult",
             "interfaces",
             "address",

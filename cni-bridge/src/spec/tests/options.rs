@@ -119,23 +119,6 @@ fn a_host_port_is_a_wish_and_an_entry_without_one_is_nothing() {
 }
 
 #[test]
-fn a_rate_is_refused_by_key_and_value_wherever_it_stands() {
-    let refused = |extra: Value, key: &str| {
-        let error = options(extra, "").unwrap_err();
-        assert_eq!(error.code, code::UNSUPPORTED_FIELD);
-        assert!(error.msg.contains(key) && error.msg.contains("1000"), "{}", error.msg);
-    };
-    let capability = |key: &str| json!({"runtimeConfig": {"bandWidth": {key: 1000}}});
-    refused(capability("ingressRate"), "ingressRate");
-    refused(capability("egressRate"), "egressRate");
-    refused(json!({"egressRate": 1000}), "egressRate");
-    refused(json!({"IngressRate": 1000}), "ingressRate");
-    let zero = json!({"ingressRate": 0, "egressRate": 0, "ingressBurst": 0});
-    assert!(runtime(json!({"bandwidth": zero})).is_ok());
-    assert!(options(zero, "").is_ok());
-}
-
-#[test]
 fn cni_args_are_read_leniently() {
     let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;nonsense;;K8S_POD_NAME=pod=x;FOO=;IP=";
     let options = options(json!({}), args).unwrap();

@@ -2,6 +2,7 @@
 
 mod add;
 mod arguments;
+mod bandwidth;
 mod check;
 mod del;
 mod environment;
@@ -38,6 +39,7 @@ pub fn all() -> Vec<Case> {
         gc::cases(),
         arguments::cases(),
         port_mappings::cases(),
+        bandwidth::cases(),
     ]
     .into_iter()
     .flatten()
