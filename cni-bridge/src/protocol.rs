@@ -76,6 +76,56 @@ pub enum Call {
         #[serde(default)]
         after: Option<String>,
     },
+    /// `viaduct explain`: what becomes of a packet that is made up; answers [`Reply::Listing`] with
+    /// an object.
+    Explain(Box<ExplainRequest>),
+    /// `viaduct limits set`: change the limits of a pod. Answers [`Reply::Done`] when every worker
+    /// forwards by the new ones, and they would outlive the daemon.
+    SetLimits(LimitsRequest),
+}
+
+/// A packet to be explained.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainRequest {
+    /// Where it comes in: a container ID or its beginning, with or without `/ifname`; a pod's name,
+    /// or `namespace/name`; `node`; or the name of an uplink.
+    pub from: String,
+    /// Its source; absent: the first address of the pod or the node.
+    pub src: Option<IpAddr>,
+    /// Its source port; of an echo request the identifier.
+    pub sport: u16,
+    /// Its destination.
+    pub dst: IpAddr,
+    /// Its destination port; of an echo request nothing.
+    pub dport: u16,
+    /// What is in it.
+    pub content: ProbeContent,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// Bytes of the IP packet; absent: as few as it has.
+    pub bytes: Option<u16>,
+    /// IPv4 "don't fragment".
+    pub dont_fragment: bool,
+}
+
+/// What is in a packet to be explained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProbeContent {
+    /// A TCP segment.
+    Tcp {
+        /// The flags: byte 13 of the header (RFC 9293 §3.1).
+        flags: u8,
+    },
+    /// A UDP datagram.
+    Udp,
+    /// An SCTP packet (RFC 9260 §3.2).
+    Sctp {
+        /// It has an INIT chunk; else DATA.
+        opens: bool,
+    },
+    /// An ICMP or ICMPv6 echo request.
+    Icmp,
 }
 
 /// Which flows are listed: those that meet every condition.
@@ -106,6 +156,8 @@ pub enum Listing {
     Drops,
     /// `viaduct hostports`.
     Hostports,
+    /// `viaduct limits`.
+    Limits,
 }
 
 /// An address with its prefix length, written `10.244.1.5/24`.
@@ -156,8 +208,6 @@ pub struct AddRequest {
     /// CNI_NETNS verbatim: shown in listings and results, never opened.
     pub netns: String,
     /// Where the addresses come from.
-    /// `viaduct limits`.
-    Limits,
     pub addressing: Addressing,
     /// MAC address the runtime asked for; absent: the daemon chooses.
     pub mac: Option<String>,
@@ -180,6 +230,10 @@ pub struct AddRequest {
     /// Key `masqAll`: whether every connection to the host ports gets another source.
     #[serde(default)]
     pub masq_all: bool,
+    /// Limits of the pod (capability `bandwidth`). A daemon that is too old to read them says so by
+    /// [`AddReply::bandwidth`].
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
 }
 
 /// One entry of the `portMappings` capability: a port of the node that leads to one of the pod.
@@ -194,6 +248,39 @@ pub struct PortMapping {
     pub container_port: u16,
     /// `protocol`.
     pub protocol: PortProtocol,
+}
+
+/// What was asked for of a pod's bandwidth, in the words of Kubernetes and CNI: `ingress` is what
+/// comes to the pod, `egress` what it sends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Bandwidth {
+    /// Limit of what comes to the pod; absent: none.
+    pub ingress: Option<RateRequest>,
+    /// Limit of what the pod sends; absent: none.
+    pub egress: Option<RateRequest>,
+}
+
+impl Bandwidth {
+    /// Whether there is no limit, either way.
+    #[must_use]
+    pub fn is_unlimited(&self) -> bool {
+        *self == Bandwidth::default()
+    }
+}
+
+/// A limit as it was asked for. What is applied has a burst of another size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateRequest {
+    /// Rate in bits per second; never 0, which asks for nothing and is left out.
+    pub rate_bps: u64,
+    /// Bits that may pass at once after a pause: 1 to [`RateRequest::BURST_BITS_MAX`].
+    pub burst_bits: u64,
+}
+
+impl RateRequest {
+    /// Largest burst in bits: the reference's bandwidth plugin refuses 2^32 - 1 bytes and more.
+    pub const BURST_BITS_MAX: u64 = u32::MAX as u64 * 8 - 1;
 }
 
 /// A protocol with ports.
@@ -230,10 +317,35 @@ pub struct ExtraRoute {
     /// Next hop named by IPAM; Viaduct's pods reach everything through their link-local gateway, so
     /// it is only shown in the result.
     pub gw: Option<IpAddr>,
-    /// Limits of the pod (capability `bandwidth`). A daemon that is too old to read them says so by
-    /// [`AddReply::bandwidth`].
-    #[serde(default)]
-    pub bandwidth: Bandwidth,
+}
+
+/// Change the limits of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitsRequest {
+    /// CNI_CONTAINERID, or a beginning of it that no other pod's has.
+    pub container_id: String,
+    /// CNI_IFNAME; absent: the pod has one interface only.
+    pub ifname: Option<String>,
+    /// What becomes of the limit of what comes to the pod; absent: it stays.
+    pub ingress: Option<LimitChange>,
+    /// What becomes of the limit of what the pod sends; absent: it stays.
+    pub egress: Option<LimitChange>,
+}
+
+/// What becomes of one limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitChange {
+    /// There is none from then on.
+    Lift,
+    /// It is this from then on.
+    Set {
+        /// Rate in bits per second, at least 1.
+        rate_bps: u64,
+        /// Burst in bits, 1 to [`RateRequest::BURST_BITS_MAX`]; absent: that of the limit before,
+        /// and the largest if there was none.
+        burst_bits: Option<u64>,
+    },
 }
 
 /// Detach a pod: keyed by the attachment alone, never by the payload of a DEL.
@@ -250,39 +362,6 @@ pub struct CheckRequest {
     pub attachment: Attachment,
     /// Addresses that prevResult says the interface has, each in CIDR notation.
     pub addresses: Vec<String>,
-/// What was asked for of a pod's bandwidth, in the words of Kubernetes and CNI: `ingress` is what
-/// comes to the pod, `egress` what it sends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Bandwidth {
-    /// Limit of what comes to the pod; absent: none.
-    pub ingress: Option<RateRequest>,
-    /// Limit of what the pod sends; absent: none.
-    pub egress: Option<RateRequest>,
-}
-
-impl Bandwidth {
-    /// Whether there is no limit, either way.
-    #[must_use]
-    pub fn is_unlimited(&self) -> bool {
-        *self == Bandwidth::default()
-    }
-}
-
-/// A limit as it was asked for. What is applied has a burst of another size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RateRequest {
-    /// Rate in bits per second; never 0, which asks for nothing and is left out.
-    pub rate_bps: u64,
-    /// Bits that may pass at once after a pause: 1 to [`RateRequest::BURST_BITS_MAX`].
-    pub burst_bits: u64,
-}
-
-impl RateRequest {
-    /// Largest burst in bits: the reference's bandwidth plugin refuses 2^32 - 1 bytes and more.
-    pub const BURST_BITS_MAX: u64 = u32::MAX as u64 * 8 - 1;
-}
-
     /// MAC address that prevResult says the interface has.
     pub mac: Option<String>,
     /// Host-side interface name that prevResult gives.
@@ -319,36 +398,11 @@ pub struct AddReply {
     /// How many of the request's port mappings were read, which is all of them but for a daemon of
     /// an earlier release: that knows of none, and leaves this out.
     #[serde(default)]
-/// Change the limits of a pod.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LimitsRequest {
-    /// CNI_CONTAINERID, or a beginning of it that no other pod's has.
-    pub container_id: String,
-    /// CNI_IFNAME; absent: the pod has one interface only.
-    pub ifname: Option<String>,
-    /// What becomes of the limit of what comes to the pod; absent: it stays.
-    pub ingress: Option<LimitChange>,
-    /// What becomes of the limit of what the pod sends; absent: it stays.
-    pub egress: Option<LimitChange>,
-}
-
-/// What becomes of one limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LimitChange {
-    /// There is none from then on.
-    Lift,
-    /// It is this from then on.
-    Set {
-        /// Rate in bits per second, at least 1.
-        rate_bps: u64,
-        /// Burst in bits, 1 to [`RateRequest::BURST_BITS_MAX`]; absent: that of the limit before,
-        /// and the largest if there was none.
-        burst_bits: Option<u64>,
-    },
-}
-
     pub port_mappings: usize,
+    /// The limits that were read, which are those of the request but for a daemon of an earlier
+    /// release, as with `port_mappings`.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
 }
 
 /// The daemon's answer.
@@ -385,7 +439,3 @@ pub struct CallError {
     /// More for whoever looks closer; may be empty.
     pub details: String,
 }
-    /// The limits that were read, which are those of the request but for a daemon of an earlier
-    /// release, as with `port_mappings`.
-    #[serde(default)]
-    pub bandwidth: Bandwidth,

@@ -24,9 +24,10 @@ use crate::doctor::{self, Facts, Places};
 use crate::report::Status;
 
 mod array;
+mod explain;
 mod figures;
-mod nat;
 mod limits;
+mod nat;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -107,6 +108,20 @@ enum Command {
     /// gets the pod's. What only the kernel carries is not shown.
     #[command(verbatim_doc_comment)]
     Flows(Flows),
+    /// What becomes of a packet: the verdict of each stage by the tables and flows of now
+    ///
+    /// The packet is made up, shown to the XDP program, and forwarded in memory by the code of the
+    /// workers. Nothing is sent, counted or remembered. Exits 0 whatever becomes of the packet.
+    #[command(verbatim_doc_comment)]
+    Explain(explain::Packet),
+    /// Limits of pods' bandwidth, and how they are changed
+    ///
+    /// DIRECTION is "ingress" for what comes to the pod and "egress" for what it sends. RATE is
+    /// bits per second, BURST what may pass at once after a pause, of what was ASKED for. TOKENS is
+    /// what may pass now, less than 0 the debt of the last packet. QUEUED bytes wait; DROPPED
+    /// packets would have waited too long; MARKED ones told their senders to slow down.
+    #[command(verbatim_doc_comment)]
+    Limits(limits::Limits),
     /// What stands in Viaduct's way here, with and without a daemon; exits 0 if nothing is amiss
     ///
     /// Looks at this machine and at the network namespace it runs in, and asks the daemon if there
@@ -182,6 +197,20 @@ enum CliError {
         #[from]
         source: serde_json::Error,
     },
+    #[error("a packet goes somewhere: name its destination")]
+    NoDestination,
+    #[error("a packet of {protocol} needs a port of its destination: write {dst}, for example")]
+    NoPort { protocol: String, dst: SocketAddr },
+    #[error(
+        "nothing is to become of container {container_id}; name a rate, as --ingress 20M or \
+         --egress 20M, or none to take one away"
+    )]
+    NoRate { container_id: String },
+    #[error(
+        "a burst without a rate limits nothing; name the rate of container {container_id} with \
+         --ingress or --egress"
+    )]
+    BurstAlone { container_id: String },
     #[error("viaductd is not ready: {0}")]
     NotReady(String),
     #[error("things amiss: {count}; mend them as the doctor says")]
@@ -197,20 +226,6 @@ pub fn main() -> ExitCode {
     match run(&socket, command, &mut io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader, such as `head`, has seen enough.
-    #[error("a packet goes somewhere: name its destination")]
-    NoDestination,
-    #[error("a packet of {protocol} needs a port of its destination: write {dst}, for example")]
-    NoPort { protocol: String, dst: SocketAddr },
-    #[error(
-        "nothing is to become of container {container_id}; name a rate, as --ingress 20M or \
-         --egress 20M, or none to take one away"
-    )]
-    NoRate { container_id: String },
-    #[error(
-        "a burst without a rate limits nothing; name the rate of container {container_id} with \
-         --ingress or --egress"
-    )]
-    BurstAlone { container_id: String },
         Err(CliError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             ExitCode::SUCCESS
         }
@@ -236,6 +251,8 @@ fn run(socket: &Path, command: Command, out: &mut impl Write) -> Result<(), CliE
             let call = |after| Call::Flows { filter: filter.clone(), after };
             list(socket, call, format, nat::flows, out)
         }
+        Command::Explain(packet) => explain::explain(socket, packet, out),
+        Command::Limits(wish) => limits::run(socket, wish, out),
         Command::Doctor(examination) => examine(socket, examination, out),
     }
 }

@@ -280,6 +280,7 @@ impl Daemon {
             (Call::ListAfter { listing, after }, _) => self.engine.list(listing, Some(&after)),
             (Call::SetLimits(request), _) => done(self.engine.set_limits(&request)),
             (Call::Flows { filter, after }, _) => self.engine.list_flows(&filter, after.as_deref()),
+            (Call::Explain(request), _) => self.engine.explain(&request),
         }
     }
 

@@ -6,6 +6,8 @@
 use crate::metrics::OpTimes;
 
 mod drops;
+mod explain;
+mod limits;
 mod nat;
 mod pods;
 mod ports;
@@ -16,6 +18,8 @@ mod traffic;
 mod workers;
 
 pub use drops::{DropKey, DropRow, FallbackCounts, drop_rows, port_down_row};
+pub use explain::{Explanation, StageRow, TCP_FLAGS};
+pub use limits::{LimitDirection, LimitKey, LimitRow};
 pub use nat::{FlowRow, FlowsRow, HostPortRow};
 pub use pods::{FallbackAction, PodRow, PodState, pod_name};
 pub use ports::{HopRow, PortKind, PortRow, RouteRow};
@@ -32,8 +36,8 @@ pub struct Report {
     pub pods: Vec<PodRow>,
     /// Every port.
     pub ports: Vec<PortRow>,
+    /// Every limit.
+    pub limits: Vec<LimitRow>,
     /// How long CNI operations took.
     pub operations: OpTimes,
 }
-    /// Every limit.
-    pub limits: Vec<LimitRow>,
