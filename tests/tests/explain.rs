@@ -147,6 +147,28 @@ fn a_packet_that_is_too_long_is_refused_where_the_way_is_narrow() {
 
 #[test]
 #[ignore = "needs root"]
+fn the_limits_of_both_ends_are_named() -> Result<()> {
+    let node = Node::start(Setup::modes().remove(0))?;
+    let [first, second] = [node.add_pod("first")?, node.add_pod("second")?];
+    let limit = |from: &str, to: &str| -> Result<(Value, Value)> {
+        let told = explain(&node, &format!("--from {from} {to}:80"))?;
+        let row = stage(&told, "limit")?;
+        Ok((row["verdict"].clone(), row["detail"].clone()))
+    };
+    let [to_first, to_second] = [&first, &second].map(|pod| pod.v4.to_string());
+    ensure!(limit("first", &to_second)?.0 == "none");
+    node.viaduct(&["limits", "set", "first", "--egress", "20M"])?;
+    node.viaduct(&["limits", "set", "second", "--ingress", "1500k"])?;
+    let both =
+        "egress of first/eth0: 20M, 0 bytes wait; ingress of second/eth0: 1500k, 0 bytes wait";
+    let found = limit("first", &to_second)?;
+    ensure!(found == ("pays".into(), both.into()), "{found:?}");
+    ensure!(limit("second", &to_first)?.0 == "none", "not the other way round");
+    node.check()
+}
+
+#[test]
+#[ignore = "needs root"]
 fn the_nodes_packets_and_those_to_the_node_are_explained() {
     on_each(Setup::modes(), |node| {
         let pod = node.add_pod("first")?;

@@ -59,7 +59,8 @@ impl Engine {
         rows.filter(move |(key, _)| after.as_ref() < Some(key))
     }
 
-    fn limits_of(&self, pod: &PodRecord) -> impl Iterator<Item = (LimitKey, LimitRow)> {
+    /// The limits of a pod, ingress first.
+    pub(super) fn limits_of(&self, pod: &PodRecord) -> impl Iterator<Item = (LimitKey, LimitRow)> {
         let Limits { from_pod, to_pod } = limits(self, pod);
         let counters = self.workers.counters(port_of(pod));
         let row = |direction, requested: Option<RateRequest>, applied: Option<Limit>, counters| {

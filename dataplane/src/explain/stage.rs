@@ -20,13 +20,15 @@ pub enum Stage {
     HopLimit,
     /// Whether the way takes it.
     Size,
-    /// Whether its receiver does.
+    /// What limits it pays, and whether it may wait for them.
+    Limit,
+    /// Whether its receiver takes it.
     Deliver,
 }
 
 impl Stage {
     /// All of them, in order.
-    pub const ALL: [Stage; 8] = [
+    pub const ALL: [Stage; 9] = [
         Stage::Parse,
         Stage::Source,
         Stage::Flow,
@@ -34,6 +36,7 @@ impl Stage {
         Stage::Route,
         Stage::HopLimit,
         Stage::Size,
+        Stage::Limit,
         Stage::Deliver,
     ];
 
@@ -48,6 +51,7 @@ impl Stage {
             Stage::Route => "route",
             Stage::HopLimit => "hop_limit",
             Stage::Size => "size",
+            Stage::Limit => "limit",
             Stage::Deliver => "deliver",
         }
     }
@@ -71,6 +75,7 @@ impl Stage {
             | PortDown => Stage::Route,
             TtlExpired => Stage::HopLimit,
             MtuExceeded | EncapsulatedSuperPacket | TinySegments => Stage::Size,
+            ShaperFull | ShaperNoFrames => Stage::Limit,
             // Memory and rings.
             _ => Stage::Deliver,
         }

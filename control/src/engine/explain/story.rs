@@ -12,7 +12,8 @@ use super::{LENIENT_HOPS, NODE, Origin, name_of};
 use crate::engine::Engine;
 use crate::engine::attach::text;
 use crate::node::NODE_IFNAME;
-use crate::report::{Explanation, StageRow, TCP_FLAGS};
+use crate::quantity::Quantity;
+use crate::report::{Explanation, LimitDirection, LimitRow, StageRow, TCP_FLAGS};
 use crate::workers::NODE_SLOT;
 
 /// The stage before the workers' own.
@@ -119,6 +120,7 @@ impl<'a> Story<'a> {
             Stage::Route => self.route(way),
             Stage::HopLimit => hop_limit(before, outcome, way),
             Stage::Size => size(before, outcome),
+            Stage::Limit => self.limit(way),
             Stage::Deliver => self.delivered(outcome),
         }
     }
@@ -147,6 +149,27 @@ impl<'a> Story<'a> {
                 let next = bytes.first_chunk().copied().map(text).unwrap_or_default();
                 ("uplink", format!("by {to} to the next hop {next}"))
             }
+        }
+    }
+
+    /// The limits of both ends as they stand: the packet here has found their buckets full.
+    fn limit(&self, way: &Outcome) -> (&'static str, String) {
+        let receiver = way.sent.first().and_then(|(port, _)| self.engine.pod_at(*port));
+        let ends = [(self.origin.pod, LimitDirection::Egress), (receiver, LimitDirection::Ingress)];
+        let rows = ends.into_iter().flat_map(|(pod, direction)| {
+            let rows = pod.into_iter().flat_map(|pod| self.engine.limits_of(pod));
+            rows.map(|(_, row)| row).filter(move |row| row.direction == direction)
+        });
+        let limits: Vec<String> = rows
+            .map(|row| {
+                let (rate, direction) = (Quantity(row.applied_bps), row.direction.name());
+                let LimitRow { container_id, ifname, queued_bytes, .. } = row;
+                format!("{direction} of {container_id}/{ifname}: {rate}, {queued_bytes} bytes wait")
+            })
+            .collect();
+        match limits.is_empty() {
+            true => ("none", "neither end has a limit on the way".to_owned()),
+            false => ("pays", limits.join("; ")),
         }
     }
 
