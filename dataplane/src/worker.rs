@@ -72,14 +72,6 @@ struct Port<P> {
     pending: bool,
 }
 
-impl<P> Port<P> {
-    /// Without limits until tables say otherwise.
-    fn new(id: PortId, io: P, share: Share, counters: Arc<PortCounters>) -> Port<P> {
-        let (limits, lines) = (Limits::default(), shape::Lines::default());
-        Port { id, io, share, counters, limits, lines, pending: false }
-    }
-}
-
 /// One worker. Generic in the port alone: AF_XDP or simulated.
 pub struct Worker<P> {
     id: WorkerId,

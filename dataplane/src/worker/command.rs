@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use rtrb::{Consumer, Producer, RingBuffer};
 
+use super::shape::Lines;
 use super::{Port, Worker};
 use crate::conntrack::Carried;
 use crate::counters::PortCounters;
 use crate::drop::DropReason;
 use crate::host_ports::HostPort;
 use crate::port::{PacketIo, PortId};
+use crate::shaper::Limits;
 use crate::share::Share;
 use crate::xsk::socket::lend;
 
@@ -94,6 +96,14 @@ pub fn queues<P>() -> ((Producer<Command<P>>, Consumer<Event<P>>), (CommandQueue
     let (command_in, command_out) = RingBuffer::new(QUEUE_LEN);
     let (event_in, event_out) = RingBuffer::new(QUEUE_LEN);
     ((command_in, event_out), (command_out, event_in))
+}
+
+impl<P> Port<P> {
+    /// Without limits until tables say otherwise.
+    fn new(id: PortId, io: P, share: Share, counters: Arc<PortCounters>) -> Port<P> {
+        let (limits, lines) = (Limits::default(), Lines::default());
+        Port { id, io, share, counters, limits, lines, pending: false }
+    }
 }
 
 impl<P: PacketIo> Worker<P> {
