@@ -85,9 +85,9 @@ impl<P: PacketIo> Worker<P> {
             Ok(wire) => wire,
             Err(reason) => return self.discard(ingress, Direction::FromPod, packet, reason),
         };
-        offload.gso_size = wire.segment_size;
         let wire_bytes = wire.bytes as u32;
-        let is_whole = wire.packets == 1 || offload.encapsulated;
+        // Where nobody said how long segments are, the way says it: not known before its turn.
+        let is_whole = offload.gso_size == 0 || offload.encapsulated;
         if is_whole || !self.shaper.is_to_be_cut(line, wire_bytes) {
             let admitted = Admitted { headers, offload };
             return self.offer(tables, line, wire_bytes, Waiting::FromPod(port, packet, admitted));
@@ -248,6 +248,7 @@ impl<P: PacketIo> Worker<P> {
             self.shaper.close(line);
         }
         self.count_held();
+        self.publish_line(index);
     }
 
     /// How long the worker may sleep, `longest` at most, and not past the next packet's turn.
@@ -263,10 +264,9 @@ impl<P: PacketIo> Worker<P> {
             (port.lines.from_pod, &port.counters.from_pod),
             (port.lines.to_pod, &port.counters.to_pod),
         ] {
-            let Some(line) = line else { continue };
-            let state = self.shaper.state(line);
-            counters.queued_bytes.set(state.queued_bytes);
-            counters.tokens.set(state.tokens_bytes as u64);
+            let state = line.map(|line| self.shaper.state(line));
+            counters.queued_bytes.set(state.map_or(0, |state| state.queued_bytes));
+            counters.tokens.set(state.map_or(0, |state| state.tokens_bytes as u64));
         }
     }
 
