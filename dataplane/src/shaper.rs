@@ -61,6 +61,14 @@ pub struct Limit {
     pub queue_ns: u64,
 }
 
+impl Limit {
+    /// Whether a super-packet of so many bytes on a wire is to be cut, being too long for the rate.
+    #[must_use]
+    pub fn cuts(&self, wire_bytes: u32) -> bool {
+        Bucket::full(self, 0).takes_longer(wire_bytes, UNCUT_NS_MAX)
+    }
+}
+
 /// The limits of a pod; `None` is unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {

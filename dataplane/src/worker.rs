@@ -271,7 +271,7 @@ impl<P: PacketIo> Worker<P> {
             self.note_refusal(ingress, port, &packet, &headers);
         }
         self.rewrite(&exit, &mut packet, &headers);
-        if merge::may_merge(port, &exit, &headers) {
+        if merge::may_merge(tables, port, &exit, &headers) {
             self.merge(tables, ingress, packet, routed, &headers, &exit);
         } else {
             self.hand_over(tables, ingress, packet, routed, &headers, &exit);

@@ -8,7 +8,7 @@ use crate::crossing::Routed;
 use crate::frame::Packet;
 use crate::merge::{Unit, is_plain, same_flow};
 use crate::parse::{Headers, protocol};
-use crate::port::{PacketIo, WorkerId};
+use crate::port::{PacketIo, PortId, WorkerId};
 use crate::tables::{PortKind, PortSpec, Tables};
 
 /// Flows merged at once. Beyond it the oldest goes, so that what interleaves more of them than this
@@ -41,13 +41,25 @@ pub(super) struct Held {
 }
 
 /// Whether a packet goes by way of the merging: it comes from a wire, and its receiver takes long
-/// packets whose checksum is left to do.
-pub(super) fn may_merge(ingress: &PortSpec, exit: &Exit, headers: &Headers) -> bool {
+/// packets whose checksum is left to do, and has no limit that they would be cut for again.
+pub(super) fn may_merge(
+    tables: &Tables,
+    ingress: &PortSpec,
+    exit: &Exit,
+    headers: &Headers,
+) -> bool {
     ingress.kind == PortKind::Uplink
         && exit.kind == PortKind::Pod
         && headers.protocol == protocol::TCP
         && exit.longest > exit.mtu
         && exit.tx_checksum
+        && !has_low_limit(tables, exit.port)
+}
+
+/// Whether a port's limit would have the longest merged packets cut.
+fn has_low_limit(tables: &Tables, port: PortId) -> bool {
+    let limit = tables.port(port).and_then(|port| port.limits.to_pod);
+    limit.is_some_and(|limit| limit.cuts(IP_BYTES_MAX as u32))
 }
 
 impl<P: PacketIo> Worker<P> {
