@@ -1,5 +1,6 @@
 //! The conservation laws under any sequence of events: packets good and bad, ports that come and
-//! go, tables that lag behind, rings that fill, kernels that lie, one worker or two.
+//! go, tables that lag behind, limits that change, clocks that step, rings that fill, kernels that
+//! lie, one worker or two.
 //!
 //! [`Node`] asserts both laws after every pass, and that the reasons of all ports, those that are
 //! gone included, add up to the packets dropped; and at the end that every frame is free again.
@@ -7,6 +8,7 @@
 mod harness;
 
 use dataplane::port::PortId;
+use dataplane::shaper::{Limit, Limits};
 use harness::packet::{Check, Packet, packet};
 use harness::{ENDS, End, FAR_V4, FAR_V6, NOBODY_V4, NODE, Node, Setup, UPLINK, VETH_UPLINK};
 use harness::{HIDDEN, Mapped, TO_B, TO_C, TO_PLAIN, host_ports};
@@ -68,7 +70,10 @@ enum Event {
     Stall(usize, bool),
     Burst(usize),
     Refuse(usize),
+    Limit(usize, Limits),
+    Housekeep,
     Advance(u32),
+    StepBack(u32),
     Pass(usize),
     Run,
 }
@@ -109,7 +114,11 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (port(), any::<bool>()).prop_map(|(port, stalled)| Event::Stall(port, stalled)),
         1 => port().prop_map(Event::Burst),
         1 => port().prop_map(Event::Refuse),
+        6 => (port(), limits()).prop_map(|(port, limits)| Event::Limit(port, limits)),
+        1 => Just(Event::Housekeep),
         1 => any::<u32>().prop_map(Event::Advance),
+        4 => (0..20_000_000u32).prop_map(Event::Advance),
+        1 => any::<u32>().prop_map(Event::StepBack),
         6 => (0..2usize).prop_map(Event::Pass),
         2 => Just(Event::Run),
     ]
@@ -118,6 +127,17 @@ fn event() -> impl Strategy<Value = Event> {
 /// Where a packet is changed, and to what.
 fn change() -> impl Strategy<Value = Option<(usize, u8)>> {
     prop::option::weighted(0.2, (0..120usize, any::<u8>()))
+}
+
+/// From what lets a packet go in a year to what nobody notices.
+fn limits() -> impl Strategy<Value = Limits> {
+    let rate = prop_oneof![1..1_000u64, 1_000_000..1_000_000_000u64, Just(u64::MAX)];
+    let limit =
+        (rate, 0..100_000u64, 0..50_000_000u64).prop_map(|(bits_per_s, burst_bytes, queue_ns)| {
+            Limit { bits_per_s, burst_bytes, queue_ns }
+        });
+    let of = || prop::option::of(limit.clone());
+    (of(), of()).prop_map(|(from_pod, to_pod)| Limits { from_pod, to_pod })
 }
 
 fn sizes() -> impl Strategy<Value = usize> {
@@ -257,6 +277,14 @@ impl World {
             Event::Stall(port, stalled) => self.node.stall(id(port), stalled),
             Event::Burst(port) => self.node.burst(id(port)),
             Event::Refuse(port) => self.node.refuse(id(port), 1),
+            Event::Limit(port, limits) if self.node.lists(id(port)) => {
+                self.node.limit(id(port), limits);
+            }
+            Event::Limit(..) => {}
+            Event::Housekeep => self.node.housekeep(),
+            Event::StepBack(ns) => {
+                self.node.set_time(self.node.now_ns().saturating_sub(u64::from(ns)));
+            }
             Event::Advance(ns) => self.node.advance(u64::from(ns)),
             Event::Pass(worker) => {
                 self.node.pass(worker % self.setup.workers);
@@ -287,5 +315,9 @@ proptest! {
             world.happen(event);
         }
         world.node.run();
+        for end in ENDS.iter().filter(|end| world.node.lists(end.id)).collect::<Vec<_>>() {
+            world.node.limit(end.id, Limits::default());
+        }
+        world.node.run(); // asserts that nothing is held any more
     }
 }

@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use dataplane::drop::DropReason;
 use dataplane::fib::{Action, ActionId, Fib, NextHop, UplinkId, flow_hash};
+use dataplane::shaper::{Limit, Limits};
 use dataplane::tables::Prefix;
 use harness::packet::{ACK, Check, DATA, PSH, Packet, RST, packet};
 use harness::{A, B, C, Direction, ENDS, FAR_V4, FAR_V6, NOBODY_V4, NODE, Node, PLAIN, Setup};
@@ -137,8 +138,8 @@ fn from_wire() -> Rc<[Vec<u8>]> {
     packets.iter().map(|packet| packet.build()).collect()
 }
 
-#[test]
-fn a_million_packets_allocate_nothing() {
+/// A node on which packets of every kind arrive all the time.
+fn busy_node() -> Node {
     let (workers, frames, fill, host_ports) = (2, 4096, 512, true);
     let setup = Setup { workers, frames, fill, host_ports, ..Setup::default() };
     let mut node = Node::new(setup);
@@ -153,21 +154,60 @@ fn a_million_packets_allocate_nothing() {
     node.replay(NODE.id, Rc::new(inward));
     node.replay(UPLINK.id, from_wire());
     node.replay(VETH_UPLINK.id, from_wire());
+    node
+}
+
+/// Once the workers are warm, they forward so many packets without an allocation.
+fn assert_no_allocation(node: &mut Node, packets: u64) {
     let round = |node: &mut Node| {
         node.advance(1_000_000);
         node.pass(0);
         node.pass(1);
     };
     for _ in 0..100 {
-        round(&mut node);
+        round(node);
     }
     let received = |node: &Node| node.worker(0).received.get() + node.worker(1).received.get();
-    let (warm, before) = (received(&node), ALLOCATIONS.get());
+    let (warm, before) = (received(node), ALLOCATIONS.get());
     assert!(before > 0, "the allocator counts");
-    while received(&node) - warm < 1_000_000 {
-        round(&mut node);
+    while received(node) - warm < packets {
+        round(node);
     }
     assert_eq!(ALLOCATIONS.get() - before, 0, "allocations on the packet path");
+}
+
+#[test]
+fn packets_that_wait_for_a_limit_allocate_nothing() {
+    let mut node = busy_node();
+    let limit = |bits_per_s| Some(Limit { bits_per_s, burst_bytes: 65_536, queue_ns: 5_000_000 });
+    for (pod, from_pod, to_pod) in [
+        (A.id, limit(200_000_000), limit(100_000_000)),
+        (B.id, limit(30_000_000), limit(50_000_000)),
+        (C.id, None, limit(1_000_000)),
+    ] {
+        node.limit(pod, Limits { from_pod, to_pod });
+    }
+    assert_no_allocation(&mut node, 200_000);
+    for worker in [0, 1] {
+        assert!(node.worker(worker).held.get() > 10, "packets wait");
+        assert!(node.worker(worker).generated.get() > 1_000, "segments");
+    }
+    for (pod, direction) in [
+        (A.id, Direction::FromPod),
+        (A.id, Direction::ToPod),
+        (B.id, Direction::FromPod),
+        (B.id, Direction::ToPod),
+    ] {
+        let counters = node.counters(pod, direction);
+        assert!(counters.wire_packets.get() > 1_000, "{pod:?}, {direction:?}");
+        assert!(node.drops(pod, direction, DropReason::ShaperFull) > 1_000);
+    }
+}
+
+#[test]
+fn a_million_packets_allocate_nothing() {
+    let mut node = busy_node();
+    assert_no_allocation(&mut node, 1_000_000);
     // All of it happened.
     for (worker, counter) in [
         (0, &node.worker(0).crossed_out),

@@ -1,6 +1,9 @@
 //! Limits on the path: when packets of limited pods leave, what they are then, and what becomes of
 //! those that wait when things change around them.
 
+mod paths;
+mod window;
+
 use dataplane::drop::DropReason;
 use dataplane::shaper::{Limit, Limits};
 use dataplane::sim::Sent;

@@ -322,7 +322,7 @@ fn segments_get_complete_checksums_where_the_node_port_has_no_metadata() {
 }
 
 /// A VXLAN packet (RFC 7348) with TCP inside, whose inner checksum is partial, and where that is.
-fn vxlan(v6: bool, payload: usize, gso_size: u16) -> (Packet, Partial) {
+pub fn vxlan(v6: bool, payload: usize, gso_size: u16) -> (Packet, Partial) {
     let inner = packet().from(&A).to(&B).tcp(9, 10).payload(payload).check(Check::Partial);
     let bytes = [&[8, 0, 0, 0, 0, 0, 7, 0], inner.build().as_slice()].concat();
     let outer = packet().from(&A).family(v6).udp(50_000, 4789).payload_bytes(&bytes);

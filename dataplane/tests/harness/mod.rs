@@ -302,7 +302,8 @@ fn fib() -> Fib {
     fib
 }
 
-/// Frames that a worker may hold between passes: of packets that more may be merged with.
+/// Frames that a worker without limits may hold between passes: of packets that more may be merged
+/// with.
 const HELD_FRAMES_MAX: u32 = 32 * 18;
 
 /// Which direction of a port's counters.
@@ -330,6 +331,21 @@ struct Line {
     refusing: u64,
     /// What the kernel says of the socket, if not what the simulated one counts.
     kernel_drops: Option<KernelDrops>,
+    /// Frames that its worker may hold between passes.
+    held_max: u32,
+    /// Packets to be sent until the worker is ordered to stop, by whom.
+    stop_after: Option<(usize, Producer<Command<Wire>>)>,
+}
+
+impl Line {
+    fn note_sent(&mut self) {
+        let Some((left, commands)) = &mut self.stop_after else { return };
+        *left -= 1;
+        if *left == 0 {
+            commands.push(Command::Stop).expect("the queue of orders has room");
+            self.stop_after = None;
+        }
+    }
 }
 
 impl PacketIo for Wire {
@@ -355,14 +371,18 @@ impl PacketIo for Wire {
         packet: Packet,
         partial: Option<Partial>,
     ) -> Result<(), Packet> {
-        self.0.borrow_mut().port.transmit(pool, packet, partial)
+        let mut line = self.0.borrow_mut();
+        line.port.transmit(pool, packet, partial)?;
+        line.note_sent();
+        Ok(())
     }
 
     fn reclaim(&mut self, pool: &mut FramePool) {
         // A port is served when the packets of the one before it are gone, or are held.
-        let lost = pool.count().work > HELD_FRAMES_MAX;
+        let mut line = self.0.borrow_mut();
+        let lost = pool.count().work > line.held_max;
         assert!(!lost, "frames lost: {:?}", pool.count());
-        self.0.borrow_mut().port.reclaim(pool);
+        line.port.reclaim(pool);
     }
 
     fn refill(&mut self, pool: &mut FramePool, share: u32) {
@@ -433,6 +453,8 @@ pub struct Node {
     former: Vec<Link>,
     /// Flows of some pod were to be gone.
     retired: bool,
+    /// Some pod has had a limit: any number of frames may be held.
+    limited: bool,
     publisher: Publisher,
     tables: TablesInput,
     generation: u64,
@@ -449,6 +471,7 @@ impl Node {
             links: BTreeMap::new(),
             former: Vec::new(),
             retired: false,
+            limited: false,
             publisher,
             generation: 1,
             now_ns: 1_000_000_000,
@@ -479,6 +502,8 @@ impl Node {
             stalled: false,
             refusing: 0,
             kernel_drops: None,
+            held_max: if self.limited { u32::MAX } else { HELD_FRAMES_MAX },
+            stop_after: None,
         };
         let wire = Wire(Rc::new(RefCell::new(line)));
         let counters = Arc::new(PortCounters::default());
@@ -570,6 +595,10 @@ impl Node {
 
     /// Limits a pod from now on.
     pub fn limit(&mut self, id: PortId, limits: Limits) {
+        self.limited = true;
+        for link in self.links.values() {
+            link.wire.0.borrow_mut().held_max = u32::MAX;
+        }
         self.publish(|tables| {
             let pod = tables.ports.iter_mut().find(|port| port.id == id);
             pod.expect("a listed port").limits = limits;
@@ -678,6 +707,15 @@ impl Node {
         }
     }
 
+    /// The only worker runs by the machine's clock until a port has sent so many packets, and stops
+    /// for good.
+    pub fn run_until_sent(&mut self, id: PortId, packets: usize) {
+        let side = self.sides.pop().expect("one worker");
+        assert!(self.sides.is_empty() && packets > 0, "one worker, some packets");
+        self.line(id, |line| line.stop_after = Some((packets, side.commands)));
+        side.worker.run(Rest::new().expect("a descriptor"));
+    }
+
     /// Takes the answers of the workers, and with them the rings of removed ports.
     fn collect(&mut self) {
         for side in &mut self.sides {
@@ -695,6 +733,11 @@ impl Node {
     /// Time passes.
     pub fn advance(&mut self, ns: u64) {
         self.now_ns += ns;
+    }
+
+    /// What time it is.
+    pub fn now_ns(&self) -> u64 {
+        self.now_ns
     }
 
     /// It is another time, perhaps an earlier one.
