@@ -56,7 +56,7 @@ pub struct Limit {
     pub bits_per_s: u64,
     /// Bytes that may leave at once after a time of silence, at least 1: 0 is taken for 1.
     pub burst_bytes: u64,
-    /// A packet that would wait longer than this is refused, in nanoseconds; fewer than
+    /// A packet that would be through later than this is refused, in nanoseconds; fewer than
     /// [`ALWAYS_WAIT_MAX`] waiting packets are never too many.
     pub queue_ns: u64,
 }
@@ -130,18 +130,18 @@ struct Line {
 }
 
 impl Line {
-    /// Whether one more packet would wait for longer than the line's bound.
-    fn is_full(&self) -> bool {
-        self.fifo.packets >= ALWAYS_WAIT_MAX && self.waits_longer(self.queue_ns)
+    /// Whether one more packet of `wire_bytes` would be through later than the line's bound allows.
+    /// Its own time counts, so that where long packets take all the room there is some for short
+    /// ones: acknowledgements, questions and their answers.
+    fn is_full(&self, wire_bytes: u32) -> bool {
+        let bytes = self.fifo.wire_bytes + u64::from(wire_bytes);
+        self.fifo.packets >= ALWAYS_WAIT_MAX && self.bucket.is_ready_later(bytes, self.queue_ns)
     }
 
     /// Whether one more packet would wait for more than half of what is possible.
     fn is_half_full(&self) -> bool {
-        self.fifo.packets >= ALWAYS_WAIT_MAX / 2 && self.waits_longer(self.queue_ns / 2)
-    }
-
-    fn waits_longer(&self, ns: u64) -> bool {
-        self.bucket.is_ready_later(self.fifo.wire_bytes, ns)
+        self.fifo.packets >= ALWAYS_WAIT_MAX / 2
+            && self.bucket.is_ready_later(self.fifo.wire_bytes, self.queue_ns / 2)
     }
 
     /// Whether `frames` more would be more than the line's share of the worker's memory.
@@ -229,7 +229,7 @@ impl<T> Shaper<T> {
         if line.fifo.packets == 0 && line.bucket.take(size.wire_bytes) {
             return Offer::Go;
         }
-        if line.is_full() {
+        if line.is_full(size.wire_bytes) {
             return Offer::Refuse(DropReason::ShaperFull);
         }
         if line.holds_too_much(size.frames, free_frames) || !self.waiting.has_room() {
@@ -277,7 +277,7 @@ impl<T> Shaper<T> {
     pub fn shed(&mut self, id: LineId) -> Option<T> {
         let line = &mut self.lines[id.index()];
         line.bucket.refill(self.wheel.now_ns());
-        if line.is_full() { self.pop(id) } else { None }
+        if line.is_full(0) { self.pop(id) } else { None }
     }
 
     /// Whether a super-packet is to be cut before it is offered, being too long for the rate.

@@ -82,9 +82,11 @@ fn nobody_overtakes_who_waits_even_when_there_are_tokens() {
 fn who_would_wait_longer_than_the_bound_is_refused() {
     let mut shaper = Shaper::new(10_000);
     let id = shaper.open(&limit(100_000_000, 15_140));
-    // 25 ms at 100 Mbit/s are 312,500 bytes: 206.4 packets may be before one that waits.
-    assert_eq!(fill(&mut shaper, id, 0), 10 + 207);
+    // 25 ms at 100 Mbit/s are 312,500 bytes: 206.4 packets.
+    assert_eq!(fill(&mut shaper, id, 0), 10 + 206);
     assert_eq!(shaper.offer(id, PACKET, PLENTY), Offer::Refuse(DropReason::ShaperFull));
+    let short = Size { wire_bytes: 100, frames: 1 };
+    assert!(matches!(shaper.offer(id, short, PLENTY), Offer::Wait { mark: true }));
     assert_eq!(leaving(&mut shaper, MS).len(), 9, "1 ms is 8.3 packets");
     assert!(matches!(shaper.offer(id, PACKET, PLENTY), Offer::Wait { mark: true }));
 }
@@ -148,7 +150,7 @@ fn who_waits_for_more_than_half_of_the_bound_is_marked() {
         assert_eq!(mark, before > 102, "{before} packets before");
         shaper.push(id, PACKET, before);
     }
-    assert_eq!(shaper.waiting(), 206);
+    assert_eq!(shaper.waiting(), 205);
 }
 
 #[test]
@@ -168,9 +170,9 @@ fn a_line_takes_no_more_of_a_pass_than_its_share() {
     for id in lines {
         fill(&mut shaper, id, 0);
     }
-    // 265 are gone. A second later the tokens are there for the 206 that wait.
-    let order: Vec<u32> = (265..471).collect();
-    for (pass, share) in [(0, 0..64), (1, 64..128), (2, 128..192), (3, 192..206)] {
+    // 265 are gone. A second later the tokens are there for the 205 that wait.
+    let order: Vec<u32> = (265..470).collect();
+    for (pass, share) in [(0, 0..64), (1, 64..128), (2, 128..192), (3, 192..205)] {
         shaper.begin_pass(SECOND + pass);
         let mut left = [Vec::new(), Vec::new()];
         while let Some((id, number)) = shaper.pop_due() {
@@ -274,11 +276,10 @@ fn a_lower_rate_sheds_the_oldest_of_what_would_wait_too_long() {
     let mut shaper = Shaper::new(1_000);
     let id = shaper.open(&limit(100_000_000, 1));
     let refused = fill(&mut shaper, id, 0);
-    assert_eq!(shaper.shed(id), Some(1), "it is full, so one is too many already");
-    assert_eq!(shaper.shed(id), None);
+    assert_eq!(shaper.shed(id), None, "it is as full as it may be");
     shaper.change(id, &limit(10_000_000, 1));
     let shed: Vec<u32> = std::iter::from_fn(|| shaper.shed(id)).collect();
-    assert_eq!(shed.first(), Some(&2));
+    assert_eq!(shed.first(), Some(&1));
     // 25 ms are 20.6 packets, of which the debt of the first is one.
     let left: Vec<u32> = std::iter::from_fn(|| shaper.take_back(id)).collect();
     assert_eq!(left, (refused - 19..refused).collect::<Vec<_>>());
@@ -418,15 +419,15 @@ impl ModelLine {
         may
     }
 
-    /// How long somebody waits who comes now.
-    fn wait_ns(&self) -> i128 {
+    /// How long somebody waits who comes behind so many bytes more than wait now.
+    fn wait_ns(&self, more: u32) -> i128 {
         let before: u32 = self.queue.iter().map(|(size, _)| size.wire_bytes).sum();
-        let missing = i128::from(before) * BYTE - self.level;
+        let missing = i128::from(before + more) * BYTE - self.level;
         if missing < 0 { 0 } else { missing / i128::from(self.limit.bits_per_s) + 1 }
     }
 
-    fn is_full(&self) -> bool {
-        self.queue.len() >= 10 && self.wait_ns() > self.limit.queue_ns.into()
+    fn is_full(&self, own: u32) -> bool {
+        self.queue.len() >= 10 && self.wait_ns(own) > self.limit.queue_ns.into()
     }
 
     fn offer(&mut self, size: Size, free: u32) -> Offer {
@@ -434,13 +435,13 @@ impl ModelLine {
             return Offer::Go;
         }
         let frames: u32 = self.queue.iter().map(|(size, _)| size.frames).sum();
-        if self.is_full() {
+        if self.is_full(size.wire_bytes) {
             Offer::Refuse(DropReason::ShaperFull)
         } else if self.queue.len() >= 10 && frames + size.frames > free / 4 {
             Offer::Refuse(DropReason::ShaperNoFrames)
         } else {
             let half = i128::from(self.limit.queue_ns / 2);
-            Offer::Wait { mark: self.queue.len() >= 5 && self.wait_ns() > half }
+            Offer::Wait { mark: self.queue.len() >= 5 && self.wait_ns(0) > half }
         }
     }
 
@@ -507,7 +508,7 @@ proptest! {
                 }
                 Step::Shed(line) => {
                     let line_model = model[line].at(now_ns);
-                    let full = line_model.is_full();
+                    let full = line_model.is_full(0);
                     let first = if full { line_model.queue.pop_front() } else { None };
                     prop_assert_eq!(shaper.shed(ids[line]), first.map(|(_, number)| number));
                 }
