@@ -18,6 +18,9 @@ const LOOK_AROUND: Duration = Duration::from_millis(700);
 /// needs a core of its own, and the pods need another.
 const DISTURBING_CORES: f64 = 0.15;
 
+/// Names of the workers' threads start with this.
+const WORKER: &str = "worker-";
+
 /// What figures have to be read beside.
 #[derive(Clone, Debug, Serialize)]
 pub struct Machine {
@@ -147,6 +150,15 @@ pub fn thread_times(pid: u32) -> Result<Vec<(String, u64)>> {
         times.push((name.trim().to_owned(), ns));
     }
     Ok(times)
+}
+
+/// CPU time so far of all workers of a daemon, in ns.
+///
+/// # Errors
+/// When the process is gone.
+pub fn worker_ns(daemon: u32) -> Result<u64> {
+    let threads = thread_times(daemon)?;
+    Ok(threads.iter().filter(|(name, _)| name.starts_with(WORKER)).map(|(_, ns)| ns).sum())
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::interrupt;
 use crate::iperf;
 use crate::lane::{Lane, ROUTE_MTU, Turns};
-use crate::machine::{CpuTimes, thread_times, usable_cores};
+use crate::machine::{CpuTimes, usable_cores, worker_ns};
 use crate::report::{Bound, Report, Table, Target, progress};
 use crate::stats::{Ratio, median};
 use crate::testpmd::{Testpmd, plain_switch};
@@ -28,9 +28,6 @@ const STREAMS: [u32; 2] = [1, 4];
 
 /// Names of the arms, in the order of a turn.
 const ARMS: [&str; 3] = ["viaduct", "testpmd", "kernel"];
-
-/// Names of the workers' threads start with this.
-const WORKER: &str = "worker-";
 
 /// How long and how often, and beside what.
 #[derive(Debug, clap::Args)]
@@ -239,9 +236,7 @@ impl Counted {
                 }
             }
         }
-        let threads = thread_times(node.daemon_pid()?)?;
-        let workers = threads.iter().filter(|(name, _)| name.starts_with(WORKER));
-        self.worker_ns[number] = workers.map(|(_, ns)| ns).sum();
+        self.worker_ns[number] = worker_ns(node.daemon_pid()?)?;
         Ok(())
     }
 }
