@@ -87,7 +87,10 @@ fn watch(node: &Node, pods: usize, duration: Duration) -> Result<Idle> {
 }
 
 /// Packets that workers have taken in so far.
-fn received(node: &Node) -> Result<u64> {
+///
+/// # Errors
+/// When the daemon does not answer.
+pub fn received(node: &Node) -> Result<u64> {
     let status = node.list("status")?;
     let workers = status["workers"].as_array().into_iter().flatten();
     Ok(workers.filter_map(|worker| worker["packets"]["received"].as_u64()).sum())

@@ -69,13 +69,15 @@ pub fn mac(namespace: &Namespace, ifname: &str) -> Result<String> {
     mac.map(str::to_owned).with_context(|| format!("{ifname} has no Ethernet address"))
 }
 
-/// Packets that an interface has sent and received, as its kernel counts them.
+/// What an interface has sent and received, as its kernel counts it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InterfaceCounts {
-    /// Received.
+    /// Packets received; a super-packet is one.
     pub rx: u64,
-    /// Sent.
+    /// Packets sent.
     pub tx: u64,
+    /// Bytes received, with Ethernet headers.
+    pub rx_bytes: u64,
 }
 
 impl InterfaceCounts {
@@ -94,7 +96,7 @@ impl InterfaceCounts {
         let columns: Vec<u64> = line.split_whitespace().flat_map(str::parse).collect();
         // Received: bytes packets errs drop fifo frame compressed multicast; sent: bytes packets.
         let column = |index| columns.get(index).copied().context("a column of /proc/net/dev");
-        Ok(InterfaceCounts { rx: column(1)?, tx: column(9)? })
+        Ok(InterfaceCounts { rx: column(1)?, tx: column(9)?, rx_bytes: column(0)? })
     }
 }
 
@@ -110,9 +112,9 @@ Inter-|   Receive                                                |  Transmit
 ";
 
     #[test]
-    fn packets_are_the_second_column_of_each_direction() {
+    fn bytes_are_the_first_column_and_packets_the_second_one_of_each_direction() {
         let counts = InterfaceCounts::parse(DEV).expect("parse");
-        assert_eq!(counts, InterfaceCounts { rx: 17, tx: 23 });
+        assert_eq!(counts, InterfaceCounts { rx: 17, tx: 23, rx_bytes: 746 });
     }
 
     #[test]

@@ -95,8 +95,30 @@ fn take_turn(lane: &Lane<'_>, beside: Beside, duration: Duration) -> Result<Turn
     Ok(Turn { arm: lane.arm, beside, times: Times::of(&samples), samples, lost })
 }
 
-/// One packet after another, each sent when the one before is back.
-fn round_trips(lane: &Lane<'_>, duration: Duration) -> Result<(Vec<Duration>, u64)> {
+/// One packet after another, each sent when the one before is back. Also how many were lost.
+///
+/// # Errors
+/// When a socket cannot be made or used, or it is interrupted.
+pub fn round_trips(lane: &Lane<'_>, duration: Duration) -> Result<(Vec<Duration>, u64)> {
+    beside_echo(lane, |client| ask(client, duration))
+}
+
+/// A packet after `every` so much time, whatever became of those before: so what passes in a moment
+/// counts as much as what waits long, where the path changes between the two. Also how many were
+/// lost.
+///
+/// # Errors
+/// See [`round_trips`].
+pub fn samples(
+    lane: &Lane<'_>,
+    every: Duration,
+    duration: Duration,
+) -> Result<(Vec<Duration>, u64)> {
+    beside_echo(lane, |client| sample(client, every, duration))
+}
+
+/// Lets a client ask a server that sends everything back.
+fn beside_echo<T>(lane: &Lane<'_>, ask: impl FnOnce(&UdpSocket) -> Result<T>) -> Result<T> {
     let server = lane.server.within(|| UdpSocket::bind(("0.0.0.0", PORT)))?;
     let server = server.context("bind the echo socket")?;
     server.set_read_timeout(Some(Duration::from_millis(50)))?;
@@ -106,11 +128,42 @@ fn round_trips(lane: &Lane<'_>, duration: Duration) -> Result<(Vec<Duration>, u6
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = stop.clone();
     let echo = thread::spawn(move || echo(&server, &stopped));
-    let asked = ask(&client, duration);
+    let asked = ask(&client);
     stop.store(true, Ordering::Relaxed); // orders nothing
     // An echo that panicked has lost every packet, which is counted.
     let _ = echo.join();
     asked
+}
+
+fn sample(client: &UdpSocket, every: Duration, duration: Duration) -> Result<(Vec<Duration>, u64)> {
+    let started = Instant::now();
+    let count = (duration.as_nanos() / every.as_nanos().max(1)) as u32;
+    let send = || {
+        for number in 0..count {
+            let due = every * number;
+            thread::sleep(due.saturating_sub(started.elapsed()));
+            let now_ns = started.elapsed().as_nanos() as u64;
+            // What cannot be sent does not come back, which is counted.
+            let _ = client.send(&now_ns.to_be_bytes());
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(send);
+        let (mut samples, mut stamp) = (Vec::new(), [0; 8]);
+        while samples.len() < count as usize && started.elapsed() < duration + LOST_AFTER {
+            interrupt::check()?;
+            match client.recv(&mut stamp) {
+                Ok(_) => {
+                    let sent = Duration::from_nanos(u64::from_be_bytes(stamp));
+                    samples.push(started.elapsed().saturating_sub(sent));
+                }
+                Err(error) if is_timeout(error.kind()) => {}
+                Err(error) => return Err(error).context("receive a packet"),
+            }
+        }
+        let lost = u64::from(count) - samples.len() as u64;
+        Ok((samples, lost))
+    })
 }
 
 fn ask(client: &UdpSocket, duration: Duration) -> Result<(Vec<Duration>, u64)> {

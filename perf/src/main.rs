@@ -16,6 +16,7 @@ mod iperf;
 mod kernel;
 mod lane;
 mod latency;
+mod limits;
 mod machine;
 mod plugin;
 mod pps;
@@ -82,6 +83,8 @@ enum Measurement {
     /// Packets through host ports of another node, with one of them there and with thousands
     #[command(name = "hostports")]
     HostPorts(host_ports::Options),
+    /// Limits of pods: how exactly they hold, beside the reference's plugin, and 250 at once
+    Limits(limits::Options),
 }
 
 fn main() -> ExitCode {
@@ -111,6 +114,7 @@ fn run(arguments: Arguments) -> Result<()> {
         Measurement::Adoption(options) => adoption::measure(&setup, &options),
         Measurement::Flows(options) => flows::measure(&options),
         Measurement::HostPorts(options) => host_ports::measure(&setup, &options),
+        Measurement::Limits(options) => limits::measure(&setup, &options),
     };
     // Programs that the same Ctrl-C has ended look as if they had failed.
     interrupt::check()?;

@@ -1,0 +1,259 @@
+//! The same limit by Viaduct and by the reference's `bandwidth` plugin, with the same burst: how
+//! exact it is under a stream that fills it, what the stream's neighbours wait, what is sent again,
+//! and what it all costs.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow};
+use e2e::daemon::Setup;
+use serde::Serialize;
+use serde_json::json;
+
+use super::arm::{Arm, Asked, Place, lane};
+use super::delivered::{FULL_BYTES, Look};
+use super::{Direction, Found, Options, Rate, list};
+use crate::internet::Family;
+use crate::interrupt;
+use crate::iperf;
+use crate::lane::Lane;
+use crate::latency::samples;
+use crate::machine::{CpuTimes, TICK_NS};
+use crate::report::{Bound, Table, Target, progress};
+use crate::stats::{Ratio, Times, median};
+
+/// The burst is what the rate carries in this time, and two packets at least: with a token bucket
+/// of the kernel's, less would cost it rate.
+const BURST_S: f64 = 0.005;
+
+/// Until a stream fills the limit, and what it lasts longer than is looked at.
+const BEFORE: Duration = Duration::from_secs(2);
+const AFTER: Duration = Duration::from_secs(1);
+
+/// Round trips without a stream, to know what the limit adds.
+const ALONE: Duration = Duration::from_secs(1);
+
+/// Between two round trips: few enough to be nothing beside the limit of a slow path.
+const EVERY: Duration = Duration::from_millis(10);
+
+/// Streams at once. A single one leaves the queue empty at times; several keep it full.
+const STREAMS: [u32; 2] = [1, 16];
+
+const NAMES: [&str; 2] = ["viaduct", "bandwidth"];
+
+/// How far from the limit the rate may be, in percent.
+const ERROR: f64 = 1.0;
+
+/// One turn of an arm.
+#[derive(Debug, Serialize)]
+struct Turn {
+    arm: &'static str,
+    bits_per_s: Rate,
+    direction: Direction,
+    streams: u32,
+    delivered: f64,
+    error_percent: f64,
+    /// Round trips of a small packet without the stream, and beside it.
+    alone: Times,
+    beside: Times,
+    lost: u64,
+    /// Segments that the stream's sender sent again.
+    retransmits: u64,
+    /// CPU time of the whole machine per gigabit delivered, in s.
+    cpu_s_per_gbit: f64,
+    steal_percent: f64,
+}
+
+/// A limited pod of each arm, and what it is limited to.
+struct Limited<'a> {
+    asked: Asked,
+    pods: [Place; 2],
+    arms: &'a [Arm; 2],
+    free: &'a [Place; 2],
+}
+
+/// Measures.
+///
+/// # Errors
+/// When a pod cannot be made or loaded.
+pub fn measure(setup: &Setup, options: &Options) -> Result<Found> {
+    let arms = Arm::both(setup)?;
+    let add = |arm: &Arm, id: &str, limit| {
+        let place = arm.add(id, limit)?;
+        if options.ecn {
+            place.speak_ecn()?;
+        }
+        Ok(place)
+    };
+    let free = both(&arms, |arm| add(arm, "perf-free", None))?;
+    let mut limited = Vec::new();
+    for rate in options.rates() {
+        for direction in Direction::BOTH {
+            let asked = Asked { direction, rate: *rate, burst_bits: burst_bits(*rate) };
+            let id = format!("perf-{}-{rate}", direction.cni());
+            let pods = both(&arms, |arm| add(arm, &id, Some(asked)))?;
+            limited.push(Limited { asked, pods, arms: &arms, free: &free });
+        }
+    }
+    let mut turns = Vec::new();
+    for pair in 0..options.pairs() {
+        for limited in &limited {
+            for (turn, streams) in (0..2).flat_map(|turn| STREAMS.map(|streams| (turn, streams))) {
+                interrupt::check()?;
+                let arm = (pair + turn) as usize % 2;
+                let turn = limited.take_turn(arm, streams, options.window())?;
+                progress(&format!(
+                    "turn {} of {}: {}, {}: error {:+.2} %, p99 {:.0} µs",
+                    pair + 1,
+                    options.pairs(),
+                    name_of(turn.bits_per_s, turn.direction, turn.streams),
+                    turn.arm,
+                    turn.error_percent,
+                    turn.beside.p99_us
+                ));
+                turns.push(turn);
+            }
+        }
+    }
+    Ok(sum_up(options.rates(), &turns))
+}
+
+fn name_of(rate: Rate, direction: Direction, streams: u32) -> String {
+    let plural = if streams == 1 { "" } else { "s" };
+    format!("{rate} {}, {streams} stream{plural}", direction.name())
+}
+
+fn both<T>(arms: &[Arm; 2], make: impl Fn(&Arm) -> Result<T>) -> Result<[T; 2]> {
+    let [viaduct, reference] = arms;
+    Ok([make(viaduct)?, make(reference)?])
+}
+
+fn burst_bits(rate: Rate) -> u64 {
+    let bytes = ((rate.bits_per_s() * BURST_S / 8.0) as u64).max(2 * FULL_BYTES as u64);
+    8 * bytes
+}
+
+impl Limited<'_> {
+    fn take_turn(&self, arm: usize, streams: u32, window: Duration) -> Result<Turn> {
+        let Asked { direction, rate, .. } = self.asked;
+        let lane = lane(&self.arms[arm], direction, &self.pods[arm], &self.free[arm])?;
+        let (alone, _) = samples(&lane, EVERY, ALONE)?;
+        let (stream, beside) = thread::scope(|scope| {
+            let seconds = (BEFORE + window + AFTER).as_secs();
+            let stream = scope.spawn(move || iperf::streams(&lane, streams, seconds));
+            let beside = look(&lane, window);
+            let stream = stream.join().map_err(|_| anyhow!("the thread of a stream panicked"));
+            (stream.flatten(), beside)
+        });
+        let (stream, Beside { delivered, times, lost, cpu }) = (stream?, beside?);
+        let gbit = delivered * window.as_secs_f64() / 1e9;
+        Ok(Turn {
+            arm: lane.arm,
+            bits_per_s: rate,
+            direction,
+            streams,
+            delivered,
+            error_percent: rate.error_percent(delivered),
+            alone: Times::of(&alone),
+            beside: times,
+            lost,
+            retransmits: stream.retransmits,
+            cpu_s_per_gbit: (cpu.busy * TICK_NS) as f64 / 1e9 / gbit,
+            steal_percent: cpu.steal_percent(),
+        })
+    }
+}
+
+/// What was seen beside a stream.
+struct Beside {
+    delivered: f64,
+    times: Times,
+    lost: u64,
+    cpu: CpuTimes,
+}
+
+fn look(lane: &Lane<'_>, window: Duration) -> Result<Beside> {
+    interrupt::pause(BEFORE)?;
+    let (before, cpu) = (Look::at(lane.server)?, CpuTimes::now()?);
+    let (times, lost) = samples(lane, EVERY, window)?;
+    let (after, cpu) = (Look::at(lane.server)?, CpuTimes::now()?.since(cpu));
+    let delivered = after.bits_per_s_since(&before, Some(Family::Ipv4));
+    Ok(Beside { delivered, times: Times::of(&times), lost, cpu })
+}
+
+fn sum_up(rates: &[Rate], turns: &[Turn]) -> Found {
+    let heads = [
+        "limit, arm",
+        "error %",
+        "alone p50",
+        "p50",
+        "p99",
+        "lost",
+        "retransmits",
+        "CPU s/Gbit",
+        "steal %",
+    ];
+    let title = "streams that fill a limit, medians; round trips beside them in µs";
+    let mut table = Table::new(title, &heads);
+    let ratio = "added latency, viaduct / bandwidth, turn by turn";
+    let mut paired = Table::new(ratio, &["limit", "p50", "turns", "p99", "turns"]);
+    let (mut targets, mut ratios) = (Vec::new(), Vec::new());
+    for (rate, direction, streams) in loads(rates) {
+        let name = name_of(rate, direction, streams);
+        let of = |arm: &str| -> Vec<&Turn> {
+            let load = |turn: &Turn| (turn.bits_per_s, turn.direction, turn.streams);
+            let is_one = |turn: &&Turn| load(turn) == (rate, direction, streams);
+            turns.iter().filter(is_one).filter(|turn| turn.arm == arm).collect()
+        };
+        for arm in NAMES {
+            table.row(row(&format!("{name}, {arm}"), &of(arm)));
+        }
+        let ours = of(NAMES[0]);
+        let worst = ours.iter().map(|turn| turn.error_percent.abs()).fold(0.0, f64::max);
+        targets.push(Target::new(format!("{name}: error, %"), worst, Bound::AtMost(ERROR)));
+        let ratio = |added: fn(&Turn) -> f64| {
+            let [viaduct, reference] =
+                NAMES.map(|arm| of(arm).into_iter().map(added).collect::<Vec<f64>>());
+            Ratio::of((NAMES[0], &viaduct), (NAMES[1], &reference))
+        };
+        let p50 = ratio(|turn| turn.beside.p50_us - turn.alone.p50_us);
+        let p99 = ratio(|turn| turn.beside.p99_us - turn.alone.p50_us);
+        let mut cells = vec![name.clone()];
+        for (ratio, what) in [(&p50, "p50"), (&p99, "p99")] {
+            let what = format!("{name}: added latency, {what}, {}", ratio.of);
+            targets.push(Target::new(what, ratio.median, Bound::AtMost(1.0)));
+            cells.extend([format!("{:.2}", ratio.median), list(&ratio.turns, 2)]);
+        }
+        paired.row(cells);
+        ratios.push(json!({
+            "bits_per_s": rate, "direction": direction, "streams": streams,
+            "p50": p50, "p99": p99,
+        }));
+    }
+    let figures = json!({ "turns": turns, "ratios": ratios });
+    Found { tables: vec![table, paired], targets, figures }
+}
+
+/// Everything that is measured of each arm.
+fn loads(rates: &[Rate]) -> impl Iterator<Item = (Rate, Direction, u32)> {
+    let streams = |(rate, direction)| STREAMS.map(|streams| (rate, direction, streams));
+    let directions = |rate: &Rate| Direction::BOTH.map(|direction| (*rate, direction));
+    rates.iter().flat_map(directions).flat_map(streams)
+}
+
+fn row(name: &str, turns: &[&Turn]) -> [String; 9] {
+    let middle = |figure: fn(&Turn) -> f64| {
+        median(&turns.iter().map(|turn| figure(turn)).collect::<Vec<f64>>())
+    };
+    [
+        name.to_owned(),
+        format!("{:+.2}", middle(|turn| turn.error_percent)),
+        format!("{:.0}", middle(|turn| turn.alone.p50_us)),
+        format!("{:.0}", middle(|turn| turn.beside.p50_us)),
+        format!("{:.0}", middle(|turn| turn.beside.p99_us)),
+        turns.iter().map(|turn| turn.lost).sum::<u64>().to_string(),
+        format!("{:.0}", middle(|turn| turn.retransmits as f64)),
+        format!("{:.2}", middle(|turn| turn.cpu_s_per_gbit)),
+        format!("{:.1}", middle(|turn| turn.steal_percent)),
+    ]
+}
