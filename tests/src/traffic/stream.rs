@@ -147,6 +147,7 @@ fn receive(mut stream: &TcpStream, offset: u64, buffer: &mut [u8]) -> Result<usi
 /// A transfer that goes on in the background until it is stopped.
 #[derive(Debug)]
 pub struct Stream {
+    ends: [Arc<TcpStream>; 2],
     stop: Arc<AtomicBool>,
     moved: Arc<AtomicU64>,
     sender: JoinHandle<Result<()>>,
@@ -158,6 +159,8 @@ impl Stream {
     /// as many as there is room for.
     #[must_use]
     pub fn start(from: TcpStream, to: TcpStream, pace: Option<usize>) -> Stream {
+        let ends = [from, to].map(Arc::new);
+        let [from, to] = ends.clone();
         let stop = Arc::new(AtomicBool::new(false));
         let moved = Arc::new(AtomicU64::new(0));
         let (stopped, arrived) = (stop.clone(), moved.clone());
@@ -184,7 +187,7 @@ impl Stream {
                 arrived.store(seen, Ordering::Relaxed);
             }
         });
-        Stream { stop, moved, sender, receiver }
+        Stream { ends, stop, moved, sender, receiver }
     }
 
     /// Bytes that have arrived so far.
@@ -211,5 +214,23 @@ impl Stream {
         self.sender.join().expect("the sender does not panic")?;
         self.receiver.join().expect("the receiver does not panic")?;
         Ok(self.moved.load(Ordering::Relaxed))
+    }
+
+    /// Ends the transfer where it is, whatever is still under way.
+    ///
+    /// # Errors
+    /// When something else than was sent has arrived.
+    pub fn abandon(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        // Whoever waits for room or for bytes waits no longer. The other end may have gone.
+        for end in &self.ends {
+            let _ = end.shutdown(Shutdown::Both);
+        }
+        let _ = self.sender.join().expect("the sender does not panic");
+        match self.receiver.join().expect("the receiver does not panic") {
+            // A reset, for what came after the end.
+            Err(error) if error.is::<std::io::Error>() => Ok(()),
+            received => received,
+        }
     }
 }
