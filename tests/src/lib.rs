@@ -1,5 +1,6 @@
 //! End-to-end test harness: namespaces, daemons, plugins.
 
+pub mod bandwidth;
 pub mod cluster;
 pub mod conformance;
 pub mod daemon;
