@@ -4,24 +4,21 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use e2e::bandwidth::RUNTIME_BURST;
 use e2e::daemon::{Node, PortMode, Setup, on_each};
 use e2e::netns::Namespace;
 use e2e::pod::Pod;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-/// The burst that containerd asks for, in bits.
-const RUNTIME_BURST: u64 = u32::MAX as u64;
-
 /// A change has effect within this time; what answers has effect.
 const EFFECT: Duration = Duration::from_millis(10);
 
 /// Attaches a pod with this capability `bandwidth`.
 fn add(node: &Node, container_id: &str, bandwidth: Value) -> Result<Pod> {
-    let namespace = Namespace::create("e2e-pod")?;
     let mut conf = node.conf(None);
     conf["runtimeConfig"] = json!({"bandwidth": bandwidth});
-    node.attach_as(container_id, namespace, &conf)
+    node.attach_in_new_namespace(container_id, &conf)
 }
 
 /// The limits, each as its container, interface and direction, and what was asked for and applied.
