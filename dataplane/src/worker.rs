@@ -70,6 +70,8 @@ struct Port<P> {
     lines: shape::Lines,
     /// Something was queued since the last kick, or the kernel has not taken everything.
     pending: bool,
+    /// Whether its packets wake the worker.
+    watch: rest::Watch,
 }
 
 /// One worker. Generic in the port alone: AF_XDP or simulated.
@@ -98,7 +100,8 @@ pub struct Worker<P> {
     flows: nat::Flows,
     now_ns: u64,
     started_ns: u64,
-    ports_added: bool,
+    /// Some port is so busy that its packets need not wake the worker.
+    some_busy: bool,
     stopping: bool,
 }
 
@@ -184,6 +187,7 @@ impl<P: PacketIo> Worker<P> {
             port.counters.from_pod.drops[DropReason::BadDescriptor as usize].add(bad);
         }
         let taken = batch.len();
+        self.some_busy |= port.watch.is_in_vain(taken);
         self.counters.received.add(taken as u64);
         for packet in batch.drain(..) {
             self.forward(tables, index, packet);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rtrb::{Consumer, Producer, RingBuffer};
 
+use super::rest::Watch;
 use super::shape::Lines;
 use super::{Port, Worker};
 use crate::conntrack::Carried;
@@ -102,7 +103,7 @@ impl<P> Port<P> {
     /// Without limits until tables say otherwise.
     fn new(id: PortId, io: P, share: Share, counters: Arc<PortCounters>) -> Port<P> {
         let (limits, lines) = (Limits::default(), Lines::default());
-        Port { id, io, share, counters, limits, lines, pending: false }
+        Port { id, io, share, counters, limits, lines, pending: false, watch: Watch::No }
     }
 }
 
@@ -142,7 +143,6 @@ impl<P: PacketIo> Worker<P> {
         port.io.refill(&mut self.pool, port.share.frames());
         self.slots[slot] = Some(self.ports.len() as u16);
         self.ports.push(port);
-        self.ports_added = true;
         self.follow_limits();
     }
 

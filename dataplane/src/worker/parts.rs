@@ -82,7 +82,7 @@ impl<P: PacketIo> Worker<P> {
             shaper,
             now_ns: 0,
             started_ns: 0,
-            ports_added: false,
+            some_busy: false,
             stopping: false,
         }
     }
