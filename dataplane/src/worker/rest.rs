@@ -31,7 +31,7 @@ const TIMER_SLACK_NS: u64 = 1_000;
 
 /// Packets of a port in one pass from which on its packets are not to wake the worker until it is
 /// about to sleep. To wake somebody who is awake was a quarter of the sender's core in a stream
-/// between two nodes; without it the stream was 1.07 times as fast, four streams 1.12 times (medians
+/// between two nodes; without it one stream was 1.07 times as fast, four were 1.12 times (medians
 /// of twelve paired turns of `viaduct-perf wire`).
 const BUSY_PACKETS: usize = 8;
 
