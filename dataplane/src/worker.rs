@@ -50,7 +50,7 @@ use crate::tables::{PortKind, PortSpec, Tables};
 pub use command::{Command, CommandQueue, Event, EventQueue, queues};
 use exit::Exit;
 pub use parts::WorkerParts;
-pub use rest::Rest;
+pub use rest::{Rest, monotonic_ns};
 
 /// Packets taken from one port in one pass: the kernel's own NAPI budget, so that one busy port
 /// delays the others by no more than the kernel would.
@@ -207,7 +207,7 @@ impl<P: PacketIo> Worker<P> {
         match self.admit(tables, port, &mut packet) {
             Ok(Verdict::Admit(admitted)) => match self.ports[ingress].lines.from_pod {
                 None => self.send_on(tables, ingress, port, packet, admitted),
-                Some(line) => self.shape_from_pod(tables, ingress, line, packet, admitted),
+                Some(line) => self.shape_from_pod(tables, port, line, packet, admitted),
             },
             Ok(Verdict::Answer(answer)) => {
                 self.pool.release(packet);

@@ -15,11 +15,12 @@ use cni_bridge::spec::error::code;
 use dataplane::conntrack::{Endpoint, Flow, FlowKey};
 use dataplane::explain::{Content, FLOWS_MAX, Outcome, Probe, Question, Stage, explain, key_of};
 use dataplane::port::{Mac, PortId};
+use dataplane::worker::monotonic_ns;
 use dataplane::xsk::program::Trial;
 
 use super::Engine;
 use super::compile::{flow_generation, port_of};
-use super::flows::{SOURCE_PORTS, monotonic_ns};
+use super::flows::SOURCE_PORTS;
 use crate::report::{Explanation, pod_name};
 use crate::state::PodRecord;
 use crate::workers::NODE_SLOT;

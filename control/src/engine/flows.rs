@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use cni_bridge::protocol::{FlowFilter, Reply};
 use dataplane::conntrack::{Endpoint, Flow, FlowTable, HashSeed, TableParts};
+use dataplane::worker::monotonic_ns;
 
 use super::Engine;
 use super::carried::Found;
@@ -135,12 +136,6 @@ fn is_met(filter: &FlowFilter, names: &Names<'_>, ends: &[Endpoint]) -> bool {
 /// The second that flows are dated by, see [`Flow::seen_s`].
 fn monotonic_s() -> u32 {
     u32::try_from(monotonic_ns() / 1_000_000_000).unwrap_or(u32::MAX)
-}
-
-/// The clock of flows, in ns: the same for all processes of a boot.
-pub(super) fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 #[cfg(test)]

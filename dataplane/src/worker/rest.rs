@@ -240,8 +240,10 @@ fn unwatch(rest: &Rest, fd: Option<rustix::fd::BorrowedFd<'_>>) {
     debug_assert!(deleted.is_ok(), "a watched descriptor can be unwatched");
 }
 
-/// The time that flows are kept by: that of the boot, so that they outlive the process.
-pub(super) fn monotonic_ns() -> u64 {
+/// The time that workers live by, in ns since the boot: the same for all processes of a boot, so
+/// that flows outlive them.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     // It begins at 0 with the boot, and ends in 584 years.
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64

@@ -14,10 +14,11 @@ use crate::crossing::Routed;
 use crate::drop::DropReason;
 use crate::ecn;
 use crate::frame::Packet;
+use crate::offload::Offload;
 use crate::parse::{self, Parsed};
 use crate::port::{PacketIo, PortId};
 use crate::shaper::{Limit, Limits, LineId, Offer, Size};
-use crate::tables::Tables;
+use crate::tables::{PortSpec, Tables};
 
 /// The lines of a port: one for each direction that has a limit.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,43 +28,26 @@ pub(super) struct Lines {
 }
 
 /// A packet that waits for its turn.
-pub(super) enum Waiting {
-    /// The pod with this port sends it.
-    FromPod(PortId, Packet, Admitted),
-    /// It is for a pod.
-    ToPod(Packet, Routed),
+pub(super) struct Waiting {
+    /// The port of the pod whose limit it is.
+    port: PortId,
+    packet: Packet,
+    way: Way,
+}
+
+/// Where it goes on.
+enum Way {
+    /// The pod sends it: it is routed.
+    FromPod(Admitted),
+    /// It is for the pod: it is transmitted.
+    ToPod(Routed),
 }
 
 impl Waiting {
     fn direction(&self) -> Direction {
-        match self {
-            Waiting::FromPod(..) => Direction::FromPod,
-            Waiting::ToPod(..) => Direction::ToPod,
-        }
-    }
-
-    fn port(&self) -> PortId {
-        match self {
-            Waiting::FromPod(port, ..) => *port,
-            Waiting::ToPod(_, routed) => routed.egress,
-        }
-    }
-
-    fn packet(&self) -> &Packet {
-        match self {
-            Waiting::FromPod(_, packet, _) | Waiting::ToPod(packet, _) => packet,
-        }
-    }
-
-    fn packet_mut(&mut self) -> &mut Packet {
-        match self {
-            Waiting::FromPod(_, packet, _) | Waiting::ToPod(packet, _) => packet,
-        }
-    }
-
-    fn into_packet(self) -> Packet {
-        match self {
-            Waiting::FromPod(_, packet, _) | Waiting::ToPod(packet, _) => packet,
+        match self.way {
+            Way::FromPod(_) => Direction::FromPod,
+            Way::ToPod(_) => Direction::ToPod,
         }
     }
 }
@@ -73,36 +57,33 @@ impl<P: PacketIo> Worker<P> {
     pub(super) fn shape_from_pod(
         &mut self,
         tables: &Tables,
-        ingress: usize,
+        pod: &PortSpec,
         line: LineId,
         packet: Packet,
         admitted: Admitted,
     ) {
+        let (port, index) = (pod.id, self.index_of(pod.id));
         let Admitted { headers, mut offload } = admitted;
-        let port = self.ports[ingress].id;
-        let mtu = tables.port(port).map_or(headers.ip_len(), |port| port.mtu);
-        let wire = match offload.on_wire(self.pool.head(&packet), &headers, mtu) {
-            Ok(wire) => wire,
-            Err(reason) => return self.discard(ingress, Direction::FromPod, packet, reason),
+        let wire_bytes = match offload.on_wire(self.pool.head(&packet), &headers, pod.mtu) {
+            Ok(wire) => wire.bytes as u32,
+            Err(reason) => return self.discard(index, Direction::FromPod, packet, reason),
         };
-        let wire_bytes = wire.bytes as u32;
         // Where nobody said how long segments are, the way says it: not known before its turn.
-        let is_whole = offload.gso_size == 0 || offload.encapsulated;
-        if is_whole || !self.shaper.is_to_be_cut(line, wire_bytes) {
-            let admitted = Admitted { headers, offload };
-            return self.offer(tables, line, wire_bytes, Waiting::FromPod(port, packet, admitted));
+        if !self.is_cut(line, &offload, wire_bytes) {
+            let way = Way::FromPod(Admitted { headers, offload });
+            return self.offer(tables, line, wire_bytes, Waiting { port, packet, way });
         }
         let mut pieces = match self.pieces(&packet, &offload, &headers) {
             Ok(pieces) => pieces,
-            Err(reason) => return self.discard(ingress, Direction::FromPod, packet, reason),
+            Err(reason) => return self.discard(index, Direction::FromPod, packet, reason),
         };
         offload.gso_size = 0;
         while let Some(piece) = self.next_piece(&packet, &mut pieces) {
             let len = piece.len();
-            let admitted = Admitted { headers: headers.of_segment(len), offload };
-            self.offer(tables, line, len as u32, Waiting::FromPod(port, piece, admitted));
+            let way = Way::FromPod(Admitted { headers: headers.of_segment(len), offload });
+            self.offer(tables, line, len as u32, Waiting { port, packet: piece, way });
         }
-        self.count_lost_pieces(ingress, Direction::FromPod, pieces.left);
+        self.count_lost_pieces(index, Direction::FromPod, pieces.left);
         self.pool.release(packet);
     }
 
@@ -115,9 +96,10 @@ impl<P: PacketIo> Worker<P> {
         packet: Packet,
         mut routed: Routed,
     ) {
-        let is_whole = routed.offload.gso_size == 0 || routed.offload.encapsulated;
-        if is_whole || !self.shaper.is_to_be_cut(line, routed.wire_bytes) {
-            return self.offer(tables, line, routed.wire_bytes, Waiting::ToPod(packet, routed));
+        let port = routed.egress;
+        if !self.is_cut(line, &routed.offload, routed.wire_bytes) {
+            let waiting = Waiting { port, packet, way: Way::ToPod(routed) };
+            return self.offer(tables, line, routed.wire_bytes, waiting);
         }
         let pieces = match parse::headers(self.pool.head(&packet), packet.len()) {
             Ok(Parsed::Ip(headers)) => self.pieces(&packet, &routed.offload, &headers),
@@ -130,24 +112,31 @@ impl<P: PacketIo> Worker<P> {
         };
         while let Some(piece) = self.next_piece(&packet, &mut pieces) {
             routed.be_one_packet(piece.len());
-            self.offer(tables, line, routed.wire_bytes, Waiting::ToPod(piece, routed));
+            let waiting = Waiting { port, packet: piece, way: Way::ToPod(routed) };
+            self.offer(tables, line, routed.wire_bytes, waiting);
         }
         self.count_lost_pieces(egress, Direction::ToPod, pieces.left);
         self.pool.release(packet);
     }
 
-    fn offer(&mut self, tables: &Tables, line: LineId, wire_bytes: u32, mut packet: Waiting) {
-        let size = Size { wire_bytes, frames: packet.packet().frames() as u32 };
+    /// Whether a packet is cut before it pays.
+    fn is_cut(&self, line: LineId, offload: &Offload, wire_bytes: u32) -> bool {
+        let can_be_cut = offload.gso_size > 0 && !offload.encapsulated;
+        can_be_cut && self.shaper.is_to_be_cut(line, wire_bytes)
+    }
+
+    fn offer(&mut self, tables: &Tables, line: LineId, wire_bytes: u32, mut waiting: Waiting) {
+        let size = Size { wire_bytes, frames: waiting.packet.frames() as u32 };
         match self.shaper.offer(line, size, self.pool.count().free) {
-            Offer::Go => self.send_waiting(tables, packet),
+            Offer::Go => self.send_waiting(tables, waiting),
             Offer::Wait { mark } => {
-                if mark && ecn::mark(self.pool.head_mut(packet.packet_mut())) {
-                    self.counters_of(&packet).marked.add(1);
+                if mark && ecn::mark(self.pool.head_mut(&mut waiting.packet)) {
+                    self.counters_of(&waiting).marked.add(1);
                 }
-                self.shaper.push(line, size, packet);
+                self.shaper.push(line, size, waiting);
                 self.count_held();
             }
-            Offer::Refuse(reason) => self.refuse(packet, reason),
+            Offer::Refuse(reason) => self.refuse(waiting, reason),
         }
     }
 
@@ -162,20 +151,21 @@ impl<P: PacketIo> Worker<P> {
         sent
     }
 
-    fn send_waiting(&mut self, tables: &Tables, packet: Waiting) {
-        let index = self.index_of(packet.port());
-        match packet {
-            Waiting::FromPod(id, packet, admitted) => match tables.port(id) {
+    fn send_waiting(&mut self, tables: &Tables, waiting: Waiting) {
+        let Waiting { port: id, packet, way } = waiting;
+        let index = self.index_of(id);
+        match way {
+            Way::FromPod(admitted) => match tables.port(id) {
                 Some(port) => self.send_on(tables, index, port, packet, admitted),
                 None => self.discard(index, Direction::FromPod, packet, DropReason::PortDown),
             },
-            Waiting::ToPod(packet, routed) => self.transmit(tables, index, packet, routed),
+            Way::ToPod(routed) => self.transmit(tables, index, packet, routed),
         }
     }
 
-    fn refuse(&mut self, packet: Waiting, reason: DropReason) {
-        let (index, direction) = (self.index_of(packet.port()), packet.direction());
-        self.discard(index, direction, packet.into_packet(), reason);
+    fn refuse(&mut self, waiting: Waiting, reason: DropReason) {
+        let (index, direction) = (self.index_of(waiting.port), waiting.direction());
+        self.discard(index, direction, waiting.packet, reason);
     }
 
     /// Holds every port to what the newest tables say of it.
@@ -206,6 +196,7 @@ impl<P: PacketIo> Worker<P> {
         self.ports[index].lines.from_pod = from_pod;
         let to_pod = self.follow_limit(tables, to_pod, limits.to_pod);
         self.ports[index].lines.to_pod = to_pod;
+        self.publish_line(index);
     }
 
     /// Opens a line, closes it, or changes its rate. What would wait too long at a new rate is
@@ -270,9 +261,9 @@ impl<P: PacketIo> Worker<P> {
         }
     }
 
-    fn counters_of(&self, packet: &Waiting) -> &DirectionCounters {
-        let counters = &self.ports[self.index_of(packet.port())].counters;
-        match packet.direction() {
+    fn counters_of(&self, waiting: &Waiting) -> &DirectionCounters {
+        let counters = &self.ports[self.index_of(waiting.port)].counters;
+        match waiting.direction() {
             Direction::FromPod => &counters.from_pod,
             Direction::ToPod => &counters.to_pod,
         }
