@@ -26,13 +26,14 @@ mod fragment;
 mod merge;
 mod nat;
 mod parts;
+mod port;
 mod rest;
 mod shape;
 
 use std::sync::Arc;
 
 use crate::checksum::decrement_ttl;
-use crate::counters::{PortCounters, WorkerCounters};
+use crate::counters::WorkerCounters;
 use crate::crossing::{Bell, CrossingIn, CrossingOut, Nat, Received, Routed};
 use crate::drop::DropReason;
 use crate::frame::{FramePool, Packet};
@@ -41,8 +42,7 @@ use crate::offload::{self, Offload};
 use crate::parse::{self, Addresses, ETHERNET_BYTES, Headers, Parsed};
 use crate::port::{PacketIo, PortId, WorkerId};
 use crate::publish::Subscription;
-use crate::shaper::{Limits, Shaper};
-use crate::share::Share;
+use crate::shaper::Shaper;
 use crate::source;
 use crate::sync::{Ordering, fence};
 use crate::tables::{PortKind, PortSpec, Tables};
@@ -50,6 +50,7 @@ use crate::tables::{PortKind, PortSpec, Tables};
 pub use command::{Command, CommandQueue, Event, EventQueue, queues};
 use exit::Exit;
 pub use parts::WorkerParts;
+use port::Port;
 pub use rest::{Rest, monotonic_ns};
 
 /// Packets taken from one port in one pass: the kernel's own NAPI budget, so that one busy port
@@ -58,21 +59,6 @@ pub const BATCH_MAX: usize = 64;
 
 /// ICMPv6 type of a neighbour solicitation (RFC 4861 §4.3), the only one that is answered.
 const NEIGHBOR_SOLICITATION: u8 = 135;
-
-/// A port that the worker owns.
-struct Port<P> {
-    id: PortId,
-    io: P,
-    share: Share,
-    counters: Arc<PortCounters>,
-    /// What the newest tables limit it to, and the lines that hold it to that.
-    limits: Limits,
-    lines: shape::Lines,
-    /// Something was queued since the last kick, or the kernel has not taken everything.
-    pending: bool,
-    /// Whether its packets wake the worker.
-    watch: rest::Watch,
-}
 
 /// One worker. Generic in the port alone: AF_XDP or simulated.
 pub struct Worker<P> {
@@ -93,6 +79,8 @@ pub struct Worker<P> {
     /// Of errors to other nodes: whoever sends by a wire cannot use up what pods are told.
     wire_limiter: Limiter,
     batch: Vec<Packet>,
+    /// Ports that are `pending`, so that a pass looks at these alone.
+    to_kick: Vec<PortId>,
     /// Packets from uplinks that the next ones may join.
     held: Vec<merge::Held>,
     /// Packets of limited pods that wait for their turn.
@@ -422,7 +410,9 @@ impl<P: PacketIo> Worker<P> {
         let port = &mut self.ports[index];
         match port.io.transmit(&mut self.pool, packet, partial) {
             Ok(()) => {
-                port.pending = true;
+                if !std::mem::replace(&mut port.pending, true) {
+                    self.to_kick.push(port.id);
+                }
                 let counters = &port.counters.to_pod;
                 counters.packets.add(1);
                 counters.bytes.add(len as u64);
@@ -473,14 +463,10 @@ impl<P: PacketIo> Worker<P> {
     /// Wakes the kernel for ports that have something to send, and the workers that were sent
     /// something; takes back what they have copied.
     fn kick(&mut self) {
-        for port in self.ports.iter_mut().filter(|port| port.pending) {
-            let kicked = port.io.kick();
-            port.pending = kicked.pending;
-            if kicked.refused > 0 {
-                // Counted as sent when it was queued; the interface has refused it since.
-                port.counters.to_pod.drops[DropReason::TxRefused as usize].add(kicked.refused);
-            }
-        }
+        self.to_kick.retain(|id| {
+            let index = self.slots[usize::from(id.0)].expect("a port that goes is kicked no more");
+            self.ports[usize::from(index)].kick()
+        });
         for out in self.out.iter_mut().flatten() {
             out.ring_bell();
             out.take_returned(&mut self.pool);

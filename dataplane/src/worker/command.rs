@@ -4,15 +4,12 @@ use std::sync::Arc;
 
 use rtrb::{Consumer, Producer, RingBuffer};
 
-use super::rest::Watch;
-use super::shape::Lines;
-use super::{Port, Worker};
+use super::Worker;
+use super::port::Port;
 use crate::conntrack::Carried;
 use crate::counters::PortCounters;
-use crate::drop::DropReason;
 use crate::host_ports::HostPort;
 use crate::port::{PacketIo, PortId};
-use crate::shaper::Limits;
 use crate::share::Share;
 use crate::xsk::socket::lend;
 
@@ -99,14 +96,6 @@ pub fn queues<P>() -> ((Producer<Command<P>>, Consumer<Event<P>>), (CommandQueue
     ((command_in, event_out), (command_out, event_in))
 }
 
-impl<P> Port<P> {
-    /// Without limits until tables say otherwise.
-    fn new(id: PortId, io: P, share: Share, counters: Arc<PortCounters>) -> Port<P> {
-        let (limits, lines) = (Limits::default(), Lines::default());
-        Port { id, io, share, counters, limits, lines, pending: false, watch: Watch::No }
-    }
-}
-
 impl<P: PacketIo> Worker<P> {
     /// Carries out what control ordered since the last pass.
     pub(super) fn obey(&mut self) {
@@ -141,17 +130,19 @@ impl<P: PacketIo> Worker<P> {
         let slot = usize::from(port.id.0);
         assert!(self.slots[slot].is_none(), "control adds a port once");
         port.io.refill(&mut self.pool, port.share.frames());
-        self.slots[slot] = Some(self.ports.len() as u16);
+        let index = self.ports.len();
+        self.slots[slot] = Some(index as u16);
         self.ports.push(port);
-        self.follow_limits();
+        self.follow_limits_of(index);
     }
 
     fn remove_port(&mut self, id: PortId) {
         let slot = usize::from(id.0);
         let Some(index) = self.slots[slot].map(usize::from) else { return };
         self.stop_waiting(index);
-        self.mirror_kernel_drops(index);
+        self.ports[index].mirror_kernel_drops(self.pool.count());
         self.slots[slot] = None;
+        self.to_kick.retain(|waiting| *waiting != id);
         let mut port = self.ports.swap_remove(index);
         port.io.abandon(&mut self.pool);
         if let Some(moved) = self.ports.get(index) {
@@ -163,20 +154,5 @@ impl<P: PacketIo> Worker<P> {
     fn tell(&mut self, event: Event<P>) {
         let told = self.events.push(event);
         assert!(told.is_ok(), "a slot was free before the order was taken");
-    }
-
-    /// What the kernel dropped at the socket becomes reasons of the port, and frames for it.
-    pub(super) fn mirror_kernel_drops(&mut self, index: usize) {
-        let port = &mut self.ports[index];
-        let drops = port.io.kernel_drops();
-        port.share.adjust(&drops, self.pool.count());
-        for (counters, reason, value) in [
-            (&port.counters.from_pod, DropReason::RxDropped, drops.rx_dropped),
-            (&port.counters.from_pod, DropReason::RxRingFull, drops.rx_ring_full),
-            (&port.counters.from_pod, DropReason::RxFillEmpty, drops.rx_fill_empty),
-            (&port.counters.to_pod, DropReason::TxInvalid, drops.tx_invalid),
-        ] {
-            counters.drops[reason as usize].set(value);
-        }
     }
 }

@@ -78,6 +78,7 @@ impl<P: PacketIo> Worker<P> {
             limiter: Limiter::new(seed),
             wire_limiter: Limiter::new(seed.rotate_left(32)),
             batch: Vec::with_capacity(BATCH_MAX),
+            to_kick: Vec::with_capacity(PORTS_MAX),
             held: Vec::with_capacity(FLOWS_MAX),
             shaper,
             now_ns: 0,

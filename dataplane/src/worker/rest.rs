@@ -11,9 +11,12 @@ use rustix::thread::set_current_timer_slack;
 use super::Worker;
 use crate::port::{PacketIo, WorkerId};
 
-/// Empty passes before the worker sleeps. Few, because on a node with as many busy pods as cores
-/// a spinning worker takes the CPU that a pod would use to send.
-const SPIN_PASSES: u32 = 20;
+/// How long the worker looks for packets in vain before it sleeps. Short: on a node with as many
+/// busy pods as cores a spinning worker takes the CPU that a pod would use to send. Instead of 20
+/// looks, which among 250 ports kept half a core busy for 10,000 packets a second, 0.5, 1, 2 and
+/// 4 µs gave 1.13, 0.99, 0.94 and 0.95 times the rate of one TCP stream between two pods (medians
+/// of six paired turns), and between nodes 0.91 (0.5 µs) and 1.02 (1 µs).
+const SPIN_NS: u64 = 1_000;
 
 /// Longest sleep: the kernel's drop counters are mirrored this often on an idle node.
 const SLEEP_MAX: Duration = Duration::from_millis(250);
@@ -81,8 +84,7 @@ impl<P: PacketIo> Worker<P> {
         let bell = self.bell.clone();
         watch(&rest, bell.event(), BELL);
         let mut woken_by = Vec::with_capacity(1);
-        let mut idle = 0;
-        let mut housekept = 0;
+        let (mut busy, mut housekept) = (0, 0);
         while !self.stopping {
             let now_ns = monotonic_ns();
             let taken = self.pass(now_ns);
@@ -90,16 +92,14 @@ impl<P: PacketIo> Worker<P> {
                 self.unwatch_busy(&rest);
             }
             if taken > 0 {
-                idle = 0;
-                self.counters.busy_ns.add(monotonic_ns() - now_ns);
-            } else {
-                idle += 1;
+                busy = monotonic_ns();
+                self.counters.busy_ns.add(busy - now_ns);
             }
             if now_ns - housekept >= HOUSEKEEPING_NS {
                 housekept = now_ns;
                 self.housekeep(now_ns);
             }
-            if idle >= SPIN_PASSES {
+            if taken == 0 && now_ns - busy >= SPIN_NS {
                 self.settle();
                 self.housekeep_cheaply(now_ns);
                 self.sleep(&rest, &mut woken_by);
@@ -128,8 +128,7 @@ impl<P: PacketIo> Worker<P> {
             || self.incoming.iter().any(|i| !i.is_empty());
         if !waiting {
             // Nothing wakes us when the kernel has room for what it could not take.
-            let unsent = self.ports.iter().any(|port| port.pending);
-            let longest = if unsent { SEND_AGAIN } else { SLEEP_MAX };
+            let longest = if self.to_kick.is_empty() { SLEEP_MAX } else { SEND_AGAIN };
             let timeout = rustix::event::Timespec {
                 tv_sec: 0,
                 tv_nsec: self.until_due(longest).as_nanos() as i64,
@@ -183,7 +182,7 @@ impl<P: PacketIo> Worker<P> {
     /// Everything that is not per packet; [`Worker::run`] does it ten times a second.
     pub fn housekeep(&mut self, now_ns: u64) {
         for index in 0..self.ports.len() {
-            self.mirror_kernel_drops(index);
+            self.ports[index].mirror_kernel_drops(self.pool.count());
             self.publish_line(index);
         }
         self.housekeep_cheaply(now_ns);

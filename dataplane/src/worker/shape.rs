@@ -170,15 +170,20 @@ impl<P: PacketIo> Worker<P> {
 
     /// Holds every port to what the newest tables say of it.
     pub(super) fn follow_limits(&mut self) {
-        let tables = self.tables.clone();
         for index in 0..self.ports.len() {
-            let spec = tables.port(self.ports[index].id);
-            self.limit(&tables, index, spec.map_or(Limits::default(), |spec| spec.limits));
+            self.follow_limits_of(index);
         }
     }
 
+    /// Holds one port to what the newest tables say of it.
+    pub(super) fn follow_limits_of(&mut self, index: usize) {
+        let tables = self.tables.clone();
+        let spec = tables.port(self.ports[index].id);
+        self.limit(&tables, index, spec.map_or(Limits::default(), |spec| spec.limits));
+    }
+
     /// Lets everything go that waits, whatever the limits say: the worker stops.
-    pub(super) fn let_waiting_go(&mut self) {
+    pub(crate) fn let_waiting_go(&mut self) {
         let tables = self.tables.clone();
         for index in 0..self.ports.len() {
             self.limit(&tables, index, Limits::default());

@@ -46,6 +46,10 @@ pub struct XskPort {
     socket: Socket,
     slot: u16,
     fill_max: u32,
+    /// The share that the fill ring was last filled to, if nothing was received since; else 0.
+    filled: u32,
+    /// Frames between [`PacketIo::transmit`] and [`PacketIo::reclaim`].
+    unsent: u32,
     /// A packet whose last descriptor has not arrived, though rings deliver whole packets.
     partial: Option<Packet>,
     /// The rest of the present packet is thrown away: one of its descriptors was bad.
@@ -68,6 +72,8 @@ impl XskPort {
             socket,
             slot,
             fill_max: sizes.fill,
+            filled: 0,
+            unsent: 0,
             partial: None,
             skipping: false,
             uncommitted: false,
@@ -141,6 +147,60 @@ impl XskPort {
         }
     }
 
+    /// Moves what has arrived to `batch`, and counts what no packet can be made of.
+    fn take_received(&mut self, pool: &mut FramePool, batch: &mut Vec<Packet>, room: usize) -> u64 {
+        let mut bad = 0;
+        let full = batch.len() + room;
+        while batch.len() < full {
+            let Some(descriptor) = self.socket.rx.pop() else { break };
+            self.filled = 0;
+            let last = descriptor.options & XDP_PKT_CONTD == 0;
+            let piece = pool.from_rx(self.slot, descriptor.addr, descriptor.len);
+            match self.join(pool, piece) {
+                Some(packet) if last => batch.push(packet),
+                Some(packet) => self.partial = Some(packet),
+                None => bad += u64::from(!std::mem::replace(&mut self.skipping, true)),
+            }
+            self.skipping &= !last;
+        }
+        self.socket.rx.release();
+        bad
+    }
+
+    /// Frees what the kernel has sent.
+    fn take_completed(&mut self, pool: &mut FramePool) {
+        while let Some(address) = self.socket.completion.pop() {
+            // An address that is not in our tx ring is the kernel's error; believing it would
+            // free a frame twice.
+            self.unsent -= u32::from(pool.complete(self.slot, address));
+        }
+        self.socket.completion.release();
+        if self.down {
+            // No kick comes for what waits for the interface: a worker need not hurry for it.
+            self.wake_sender();
+        }
+    }
+
+    /// Fills the fill ring up to `share` frames, or as far as there are any.
+    fn fill(&mut self, pool: &mut FramePool, share: u32) {
+        let room = self.socket.fill.room(share.min(self.fill_max));
+        let mut added = 0;
+        while added < room {
+            let Some(frame) = pool.take() else { break };
+            self.socket.fill.push(pool.to_rx(frame, self.slot));
+            added += 1;
+        }
+        if added > 0 {
+            self.socket.fill.commit();
+            self.refilled = true;
+        }
+        // A NIC takes frames before it has packets for them, and may want to be woken.
+        if added == room && !self.is_zero_copy() {
+            self.filled = share;
+        }
+        self.wake_receiver();
+    }
+
     /// Wakes a driver that has run out of frames to receive into and has got new ones: it sleeps
     /// until then (Documentation/networking/af_xdp.rst, "XDP_USE_NEED_WAKEUP bind flag"). A driver
     /// that falls asleep just after this look is woken in the next pass.
@@ -198,23 +258,11 @@ impl XskPort {
 const _: () = assert!(HEADROOM as u32 >= TX_METADATA_BYTES);
 const _: () = assert!(FRAME_BYTES.is_power_of_two());
 
+/// In every pass each port is asked for news, and most have none: these looks are short.
 impl PacketIo for XskPort {
+    #[inline]
     fn receive(&mut self, pool: &mut FramePool, batch: &mut Vec<Packet>, room: usize) -> u64 {
-        let mut bad = 0;
-        let full = batch.len() + room;
-        while batch.len() < full {
-            let Some(descriptor) = self.socket.rx.pop() else { break };
-            let last = descriptor.options & XDP_PKT_CONTD == 0;
-            let piece = pool.from_rx(self.slot, descriptor.addr, descriptor.len);
-            match self.join(pool, piece) {
-                Some(packet) if last => batch.push(packet),
-                Some(packet) => self.partial = Some(packet),
-                None => bad += u64::from(!std::mem::replace(&mut self.skipping, true)),
-            }
-            self.skipping &= !last;
-        }
-        self.socket.rx.release();
-        bad
+        if self.socket.rx.is_empty() { 0 } else { self.take_received(pool, batch, room) }
     }
 
     fn transmit(
@@ -241,6 +289,7 @@ impl PacketIo for XskPort {
             self.write_metadata(pool, &mut packet, partial);
             options = XDP_TX_METADATA;
         }
+        self.unsent += packet.frames() as u32;
         let tx = &mut self.socket.tx;
         pool.to_tx(packet, self.slot, |piece| {
             let more = if piece.last { 0 } else { XDP_PKT_CONTD };
@@ -251,30 +300,18 @@ impl PacketIo for XskPort {
         Ok(())
     }
 
+    #[inline]
     fn reclaim(&mut self, pool: &mut FramePool) {
-        while let Some(address) = self.socket.completion.pop() {
-            // An address that is not in our tx ring is the kernel's error; believing it would
-            // free a frame twice.
-            let _known = pool.complete(self.slot, address);
-        }
-        self.socket.completion.release();
-        if self.down {
-            // No kick comes for what waits for the interface: a worker need not hurry for it.
-            self.wake_sender();
+        if self.unsent > 0 {
+            self.take_completed(pool);
         }
     }
 
+    #[inline]
     fn refill(&mut self, pool: &mut FramePool, share: u32) {
-        let room = self.socket.fill.room(share.min(self.fill_max));
-        for _ in 0..room {
-            let Some(frame) = pool.take() else { break };
-            self.socket.fill.push(pool.to_rx(frame, self.slot));
+        if self.filled < share || !self.socket.rx.is_empty() {
+            self.fill(pool, share);
         }
-        if room > 0 {
-            self.socket.fill.commit();
-            self.refilled = true;
-        }
-        self.wake_receiver();
     }
 
     fn kick(&mut self) -> Kicked {

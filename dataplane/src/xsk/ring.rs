@@ -153,6 +153,13 @@ impl RxRing {
         Ok(RxRing { memory, cursor: ConsumerCursor::new(start, size) })
     }
 
+    /// Whether no descriptor has arrived.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&mut self) -> bool {
+        self.cursor.ready(self.memory.producer()) == 0
+    }
+
     /// The next descriptor, if one has arrived.
     #[inline]
     pub fn pop(&mut self) -> Option<xdp_desc> {
