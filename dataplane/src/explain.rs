@@ -218,6 +218,7 @@ impl Side {
         let mut side = Side { worker, commands, events, ports: Vec::new(), records, given };
         side.add_ports(question, tables, id, arrived);
         while side.worker.pass(now_ns) > 0 {}
+        side.worker.let_waiting_go(); // what a limit only delays arrives
         side.worker.settle();
         Ok(side)
     }

@@ -7,6 +7,7 @@ use dataplane::counters::Counter;
 use dataplane::drop::DropReason;
 use dataplane::explain::{Content, Outcome, Probe, Stage};
 use dataplane::port::PortId;
+use dataplane::shaper::{Limit, Limits};
 
 use crate::harness::packet::{ACK, SYN, packet};
 use crate::harness::{
@@ -108,6 +109,21 @@ fn the_longest_packet_is_fragmented_on_its_way() {
         assert_eq!(refusal(&outcome), None, "{:?}", outcome.dropped);
         assert_eq!(outcome.sent.len(), usize::from(u16::MAX).div_ceil(1480), "{workers} workers");
         assert!(outcome.sent.iter().all(|(_, bytes)| bytes.len() <= 14 + 1500));
+    }
+}
+
+#[test]
+fn what_waits_for_a_limit_arrives() {
+    for workers in [1, 2] {
+        let mut node = node(workers);
+        let limit = Limit { bits_per_s: 8_000_000, burst_bytes: 3_000, queue_ns: 25_000_000 };
+        node.limit(C.id, Limits { to_pod: Some(limit), ..Limits::default() });
+        // The burst is through with the third fragment, and the others wait.
+        let outcome =
+            explain(&node, &A, &Probe { ip_bytes: 8_000, ..probe(C.v4.into(), 53) }.frame());
+        assert_eq!(refusal(&outcome), None, "{:?}", outcome.dropped);
+        let sent: usize = outcome.sent.iter().map(|(_, bytes)| bytes.len() - 14 - 20).sum();
+        assert_eq!(sent, 8_000 - 20, "{workers} workers: {} fragments", outcome.sent.len());
     }
 }
 
