@@ -27,6 +27,7 @@ mod waiting;
 mod wheel;
 
 use crate::drop::DropReason;
+use crate::frame::CHAIN_MAX;
 use bucket::Bucket;
 use waiting::{Fifo, Waiting};
 use wheel::Wheel;
@@ -34,6 +35,11 @@ use wheel::Wheel;
 /// Packets that may always wait, however slow the line and scarce the memory. A queue of 25 ms at
 /// 1 Mbit/s is two packets and starves TCP (0.967 Mbit/s measured); ten packets gave 1.000.
 pub const ALWAYS_WAIT_MAX: u32 = 10;
+
+/// Frames that they may hold: those of as many packets of 9,000 bytes. Ten super-packets would hold
+/// 180, and take 5 s at 1 Mbit/s where a new rate has found them uncut.
+const ALWAYS_HOLD_MAX: u32 = 3 * ALWAYS_WAIT_MAX;
+const _: () = assert!(CHAIN_MAX as u32 <= ALWAYS_HOLD_MAX, "any packet may wait in an empty line");
 
 /// A line may hold one frame for each four that are free: what a busy line gets shrinks while
 /// others need more, and there is always something left for a line that starts to wait. This is
@@ -57,7 +63,7 @@ pub struct Limit {
     /// Bytes that may leave at once after a time of silence, at least 1: 0 is taken for 1.
     pub burst_bytes: u64,
     /// A packet that would be through later than this is refused, in nanoseconds; fewer than
-    /// [`ALWAYS_WAIT_MAX`] waiting packets are never too many.
+    /// [`ALWAYS_WAIT_MAX`] waiting packets are never too many, unless some are super-packets.
     pub queue_ns: u64,
 }
 
@@ -130,24 +136,29 @@ struct Line {
 }
 
 impl Line {
-    /// Whether one more packet of `wire_bytes` would be through later than the line's bound allows.
-    /// Its own time counts, so that where long packets take all the room there is some for short
-    /// ones: acknowledgements, questions and their answers.
-    fn is_full(&self, wire_bytes: u32) -> bool {
-        let bytes = self.fifo.wire_bytes + u64::from(wire_bytes);
-        self.fifo.packets >= ALWAYS_WAIT_MAX && self.bucket.is_ready_later(bytes, self.queue_ns)
+    /// Whether one more packet may wait, however slow the line and scarce the memory.
+    fn always_takes(&self, frames: u32) -> bool {
+        self.fifo.packets < ALWAYS_WAIT_MAX && self.fifo.frames + frames <= ALWAYS_HOLD_MAX
+    }
+
+    /// Whether one more packet would be through later than the line's bound allows. Its own time
+    /// counts, so that where long packets take all the room there is some for short ones:
+    /// acknowledgements, questions and their answers.
+    fn is_full(&self, size: Size) -> bool {
+        let bytes = self.fifo.wire_bytes + u64::from(size.wire_bytes);
+        !self.always_takes(size.frames) && self.bucket.is_ready_later(bytes, self.queue_ns)
     }
 
     /// Whether one more packet would wait for more than half of what is possible.
     fn is_half_full(&self) -> bool {
-        self.fifo.packets >= ALWAYS_WAIT_MAX / 2
-            && self.bucket.is_ready_later(self.fifo.wire_bytes, self.queue_ns / 2)
+        let Fifo { packets, frames, wire_bytes, .. } = self.fifo;
+        (packets >= ALWAYS_WAIT_MAX / 2 || frames >= ALWAYS_HOLD_MAX / 2)
+            && self.bucket.is_ready_later(wire_bytes, self.queue_ns / 2)
     }
 
     /// Whether `frames` more would be more than the line's share of the worker's memory.
     fn holds_too_much(&self, frames: u32, free_frames: u32) -> bool {
-        self.fifo.packets >= ALWAYS_WAIT_MAX
-            && self.fifo.frames.saturating_add(frames) > free_frames / FREE_FRAMES_PER_HELD
+        !self.always_takes(frames) && self.fifo.frames + frames > free_frames / FREE_FRAMES_PER_HELD
     }
 }
 
@@ -229,7 +240,7 @@ impl<T> Shaper<T> {
         if line.fifo.packets == 0 && line.bucket.take(size.wire_bytes) {
             return Offer::Go;
         }
-        if line.is_full(size.wire_bytes) {
+        if line.is_full(size) {
             return Offer::Refuse(DropReason::ShaperFull);
         }
         if line.holds_too_much(size.frames, free_frames) || !self.waiting.has_room() {
@@ -277,7 +288,8 @@ impl<T> Shaper<T> {
     pub fn shed(&mut self, id: LineId) -> Option<T> {
         let line = &mut self.lines[id.index()];
         line.bucket.refill(self.wheel.now_ns());
-        if line.is_full(0) { self.pop(id) } else { None }
+        let nothing = Size { wire_bytes: 0, frames: 0 };
+        if line.is_full(nothing) { self.pop(id) } else { None }
     }
 
     /// Whether a super-packet is to be cut before it is offered, being too long for the rate.

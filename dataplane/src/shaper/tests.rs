@@ -99,14 +99,51 @@ fn ten_packets_wait_however_slow_the_line_and_scarce_the_memory() {
     let mut shaper = Shaper::new(100);
     let id = shaper.open(&limit(1_000_000_000, 1));
     assert_eq!(send(&mut shaper, id, PACKET, 0), Some(true));
-    let large = Size { wire_bytes: 65_000, frames: 17 };
+    let jumbo = Size { wire_bytes: 9_014, frames: 3 };
     for number in 0..10 {
-        assert!(matches!(shaper.offer(id, large, 0), Offer::Wait { .. }));
-        shaper.push(id, large, number);
+        assert!(matches!(shaper.offer(id, jumbo, 0), Offer::Wait { .. }));
+        shaper.push(id, jumbo, number);
     }
-    assert_eq!(shaper.offer(id, large, 0), Offer::Refuse(DropReason::ShaperNoFrames));
-    assert_eq!(shaper.offer(id, large, 4 * 187 - 1), Offer::Refuse(DropReason::ShaperNoFrames));
-    assert_eq!(shaper.offer(id, large, 4 * 187), Offer::Wait { mark: false });
+    assert_eq!(shaper.offer(id, jumbo, 0), Offer::Refuse(DropReason::ShaperNoFrames));
+    assert_eq!(shaper.offer(id, jumbo, 4 * 33 - 1), Offer::Refuse(DropReason::ShaperNoFrames));
+    assert_eq!(shaper.offer(id, jumbo, 4 * 33), Offer::Wait { mark: false });
+}
+
+#[test]
+fn one_super_packet_waits_however_slow_the_line_and_scarce_the_memory_and_not_ten() {
+    let whole = Size { wire_bytes: 68_000, frames: 17 };
+    for (bits_per_s, reason, free, mark) in [
+        (1_000_000, DropReason::ShaperFull, PLENTY, true),
+        (1_000_000_000, DropReason::ShaperNoFrames, 0, false),
+    ] {
+        let mut shaper = Shaper::new(100);
+        let id = shaper.open(&limit(bits_per_s, 1));
+        assert_eq!(send(&mut shaper, id, PACKET, 0), Some(true));
+        assert!(matches!(shaper.offer(id, whole, free), Offer::Wait { mark: false }));
+        shaper.push(id, whole, 1);
+        assert_eq!(shaper.offer(id, whole, free), Offer::Refuse(reason), "34 frames");
+        // Nine more packets may wait with it, of 13 frames: here 5 of one and 4 of two.
+        for (number, frames) in (2..).zip([1, 2, 1, 2, 1, 2, 1, 2, 1]) {
+            let size = Size { wire_bytes: 1_514, frames };
+            assert_eq!(shaper.offer(id, size, free), Offer::Wait { mark }, "{number}");
+            shaper.push(id, size, number);
+        }
+        assert_eq!(shaper.offer(id, PACKET, free), Offer::Refuse(reason), "an eleventh");
+    }
+}
+
+#[test]
+fn a_lower_rate_leaves_no_more_super_packets_than_it_has_room_for() {
+    let mut shaper = Shaper::new(100);
+    let id = shaper.open(&limit(1_000_000_000, 1));
+    let whole = Size { wire_bytes: 68_000, frames: 17 };
+    for number in 0..10 {
+        assert_eq!(send(&mut shaper, id, whole, number), Some(number == 0));
+    }
+    shaper.change(id, &limit(1_000_000, 1));
+    let shed: Vec<u32> = std::iter::from_fn(|| shaper.shed(id)).collect();
+    assert_eq!(shed, (1..9).collect::<Vec<_>>());
+    assert_eq!(shaper.take_back(id), Some(9));
 }
 
 #[test]
@@ -355,6 +392,7 @@ enum Step {
     Pass(u64),
     PassWhenDue,
     Back(u64),
+    Leave,
     Change(usize, Limit),
     TakeBack(usize),
     Shed(usize),
@@ -378,6 +416,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(line, size, free)| Step::Offer(line, size, free)),
         6 => gap.clone().prop_map(Step::Pass),
         6 => Just(Step::PassWhenDue),
+        12 => Just(Step::Leave),
         1 => gap.prop_map(Step::Back),
         1 => (line(), any_limit()).prop_map(|(line, limit)| Step::Change(line, limit)),
         1 => line().prop_map(Step::TakeBack),
@@ -387,7 +426,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// A line by the book: its packets, its level as a plain sum of all it got and gave, in billionths
-/// of a bit, and when it is to be looked at next.
+/// of a bit, when it is to be looked at next, and whether a pass has found that it is time.
 #[derive(Clone)]
 struct ModelLine {
     limit: Limit,
@@ -395,6 +434,7 @@ struct ModelLine {
     at_ns: u64,
     queue: VecDeque<(Size, u32)>,
     due_ns: u64,
+    is_due: bool,
 }
 
 const BYTE: i128 = 8 * SECOND as i128;
@@ -402,7 +442,8 @@ const BYTE: i128 = 8 * SECOND as i128;
 impl ModelLine {
     fn new(limit: Limit, now_ns: u64) -> ModelLine {
         let level = i128::from(limit.burst_bytes) * BYTE;
-        ModelLine { limit, level, at_ns: now_ns, queue: VecDeque::new(), due_ns: 0 }
+        let queue = VecDeque::new();
+        ModelLine { limit, level, at_ns: now_ns, queue, due_ns: 0, is_due: false }
     }
 
     fn at(&mut self, now_ns: u64) -> &mut ModelLine {
@@ -426,22 +467,28 @@ impl ModelLine {
         if missing < 0 { 0 } else { missing / i128::from(self.limit.bits_per_s) + 1 }
     }
 
-    fn is_full(&self, own: u32) -> bool {
-        self.queue.len() >= 10 && self.wait_ns(own) > self.limit.queue_ns.into()
+    fn frames(&self) -> u32 {
+        self.queue.iter().map(|(size, _)| size.frames).sum()
+    }
+
+    fn is_full(&self, own: Size) -> bool {
+        let is_much = self.queue.len() >= 10 || self.frames() + own.frames > 30;
+        is_much && self.wait_ns(own.wire_bytes) > self.limit.queue_ns.into()
     }
 
     fn offer(&mut self, size: Size, free: u32) -> Offer {
         if self.queue.is_empty() && self.take(size) {
             return Offer::Go;
         }
-        let frames: u32 = self.queue.iter().map(|(size, _)| size.frames).sum();
-        if self.is_full(size.wire_bytes) {
+        let frames = self.frames() + size.frames;
+        if self.is_full(size) {
             Offer::Refuse(DropReason::ShaperFull)
-        } else if self.queue.len() >= 10 && frames + size.frames > free / 4 {
+        } else if (self.queue.len() >= 10 || frames > 30) && frames > free / 4 {
             Offer::Refuse(DropReason::ShaperNoFrames)
         } else {
             let half = i128::from(self.limit.queue_ns / 2);
-            Offer::Wait { mark: self.queue.len() >= 5 && self.wait_ns(0) > half }
+            let is_much = self.queue.len() >= 5 || self.frames() >= 15;
+            Offer::Wait { mark: is_much && self.wait_ns(0) > half }
         }
     }
 
@@ -458,6 +505,7 @@ impl ModelLine {
         let ready_ns = self.at_ns + wait_ns;
         let end = if wait_ns == 0 { slot(self.at_ns) } else { slot(ready_ns + 8_191) };
         self.due_ns = end.min(last) * 8_192;
+        self.is_due = false;
     }
 }
 
@@ -467,14 +515,15 @@ proptest! {
         limits in prop::array::uniform3(any_limit()),
         steps in prop::collection::vec(step(), 1..400),
     ) {
-        let mut now_ns = 3 * SECOND;
+        // All steps back together are shorter: each of them is one.
+        let mut now_ns = 1_000 * SECOND;
         let mut shaper = Shaper::new(1_000);
         shaper.begin_pass(now_ns);
         let mut ids = limits.map(|limit| shaper.open(&limit));
         let mut model = limits.map(|limit| ModelLine::new(limit, now_ns));
         for (number, step) in steps.into_iter().enumerate() {
             let number = number as u32;
-            let mut pass = false;
+            let (mut pass, mut leave) = (false, false);
             match step {
                 Step::Offer(line, size, free) => {
                     let offer = shaper.offer(ids[line], size, free);
@@ -492,9 +541,10 @@ proptest! {
                     (now_ns, pass) = (shaper.next_ns().unwrap_or(now_ns).max(now_ns), true);
                 }
                 Step::Back(gap) => {
-                    (now_ns, pass) = (now_ns.saturating_sub(gap), true);
+                    (now_ns, pass) = (now_ns.saturating_sub(gap + 1), true);
                     model.iter_mut().for_each(|line| line.due_ns = 0);
                 }
+                Step::Leave => leave = true,
                 Step::Change(line, limit) => {
                     shaper.change(ids[line], &limit);
                     let line = model[line].at(now_ns);
@@ -508,7 +558,7 @@ proptest! {
                 }
                 Step::Shed(line) => {
                     let line_model = model[line].at(now_ns);
-                    let full = line_model.is_full(0);
+                    let full = line_model.is_full(Size { wire_bytes: 0, frames: 0 });
                     let first = if full { line_model.queue.pop_front() } else { None };
                     prop_assert_eq!(shaper.shed(ids[line]), first.map(|(_, number)| number));
                 }
@@ -523,6 +573,11 @@ proptest! {
             }
             if pass {
                 shaper.begin_pass(now_ns);
+                for line in &mut model {
+                    line.is_due |= line.due_ns <= now_ns;
+                }
+            }
+            if leave {
                 let mut left: [Vec<u32>; 3] = Default::default();
                 while let Some((id, number)) = shaper.pop_due() {
                     let line = ids.iter().position(|other| *other == id).expect("one of ours");
@@ -530,7 +585,7 @@ proptest! {
                 }
                 for (line, left) in model.iter_mut().zip(left) {
                     let mut expected = Vec::new();
-                    if line.queue.front().is_some() && line.due_ns <= now_ns {
+                    if line.queue.front().is_some() && line.is_due {
                         line.at(now_ns);
                         while let Some((size, number)) = line.queue.front().copied() {
                             if expected.len() == 64 || !line.take(size) {
