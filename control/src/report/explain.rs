@@ -28,7 +28,8 @@ pub struct Explanation {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StageRow {
-    /// `xdp`, `parse`, `source`, `flow`, `host_port`, `route`, `hop_limit`, `size`, `deliver`.
+    /// `xdp`, `parse`, `source`, `flow`, `host_port`, `route`, `hop_limit`, `size`,
+    /// `limit`, `deliver`.
     pub stage: String,
     /// A word; `drop` where the packet ends.
     pub verdict: String,

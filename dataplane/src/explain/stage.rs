@@ -76,8 +76,8 @@ impl Stage {
             TtlExpired => Stage::HopLimit,
             MtuExceeded | EncapsulatedSuperPacket | TinySegments => Stage::Size,
             ShaperFull | ShaperNoFrames => Stage::Limit,
-            // Memory and rings.
-            _ => Stage::Deliver,
+            NoFrames | CrossingFull | TxRingFull | TxRefused | BadDescriptor | RxFillEmpty
+            | RxRingFull | RxDropped | TxInvalid => Stage::Deliver,
         }
     }
 }

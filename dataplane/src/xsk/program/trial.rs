@@ -61,15 +61,15 @@ impl Programs {
 }
 
 /// A program to be loaded once more.
-struct Twin<const OUTCOMES: usize> {
+struct Twin<const N: usize> {
     name: &'static str,
     bytes: &'static [u8],
     /// The map of its counts, and what they are called.
     counts: &'static str,
-    names: [&'static str; OUTCOMES],
+    names: [&'static str; N],
 }
 
-impl<const OUTCOMES: usize> Twin<OUTCOMES> {
+impl<const N: usize> Twin<N> {
     fn run(
         &self,
         attached: &Object,
