@@ -7,7 +7,8 @@ use dataplane::drop::DropReason;
 use dataplane::shaper::{Limit, Limits};
 use dataplane::sim::Sent;
 
-use super::{MS, SLOW, US, datagram, each_setup, from_pod, limit, sent_over_time, to_pod};
+use super::{LIMITED, MS, SLOW, US, datagram, each_setup, each_way, from_pod, limit, send};
+use super::{sent_over_time, to_pod};
 use crate::harness::packet::{Check, packet};
 use crate::harness::{
     A, B, C, Direction, FAR_V4, FAR_V6, NARROW, NOBODY_V4, NOBODY_V6, NODE, Node,
@@ -149,26 +150,22 @@ fn a_stream_without_marks_is_cut_to_what_its_way_takes() {
 
 #[test]
 fn a_super_packet_in_a_tunnel_is_charged_as_on_a_wire_and_stays_whole() {
-    each_setup(|setup, v6| {
-        for (limited, limits) in [(A, from_pod(SLOW)), (B, to_pod(SLOW))] {
-            let mut node = Node::new(setup);
-            node.limit(limited.id, limits);
-            let (large, partial) = vxlan(v6, 20_000, 1_350);
-            let large = large.to(&B);
-            node.inject(A.id, large.build());
-            node.inject(A.id, datagram(v6, &A, &B).build());
-            node.run();
-            let sent = Sent { bytes: large.clone().forwarded(&B).build(), partial: Some(partial) };
-            assert_eq!(node.sent(B.id), [sent]);
-            let headers = usize::from(partial.start) + 20;
-            let debt = (large.build().len() + 14 * headers - 3_000) as u64;
-            node.advance(debt * US);
-            node.run();
-            assert_eq!(node.sent(B.id).len(), 0, "the next one waits until that is paid");
-            node.advance(10 * US);
-            node.run();
-            assert_eq!(node.sent(B.id).len(), 1);
-        }
+    each_way(SLOW, |node, _, v6| {
+        let (large, partial) = vxlan(v6, 20_000, 1_350);
+        let large = large.to(&B);
+        node.inject(A.id, large.build());
+        node.inject(A.id, datagram(v6, &A, &B).build());
+        node.run();
+        let sent = Sent { bytes: large.clone().forwarded(&B).build(), partial: Some(partial) };
+        assert_eq!(node.sent(B.id), [sent]);
+        let headers = usize::from(partial.start) + 20;
+        let debt = (large.build().len() + 14 * headers - 3_000) as u64;
+        node.advance(debt * US);
+        node.run();
+        assert_eq!(node.sent(B.id).len(), 0, "the next one waits until that is paid");
+        node.advance(10 * US);
+        node.run();
+        assert_eq!(node.sent(B.id).len(), 1);
     });
 }
 
@@ -194,24 +191,17 @@ fn segments_for_a_pod_whose_limit_is_low_are_not_merged_to_be_cut_again() {
 
 #[test]
 fn a_port_that_is_built_again_has_its_limits_at_once() {
-    each_setup(|setup, v6| {
-        for (limited, limits) in [(A, from_pod(SLOW)), (B, to_pod(SLOW))] {
-            let mut node = Node::new(setup);
-            node.limit(limited.id, limits);
-            node.run();
-            node.remove_port(limited.id);
-            node.run();
-            node.reclaim_port(limited.id);
-            node.run();
-            node.add_port(limited.id);
-            node.run();
-            for _ in 0..6 {
-                node.inject(A.id, datagram(v6, &A, &B).build());
-            }
-            node.run();
-            assert_eq!(node.sent(B.id).len(), 3);
-            assert_eq!(later(&mut node, &B), 3);
-        }
+    each_way(SLOW, |node, limited, v6| {
+        node.run();
+        node.remove_port(limited.pod.id);
+        node.run();
+        node.reclaim_port(limited.pod.id);
+        node.run();
+        node.add_port(limited.pod.id);
+        node.run();
+        send(node, v6, 6);
+        assert_eq!(node.sent(B.id).len(), 3);
+        assert_eq!(later(node, &B), 3);
     });
 }
 
@@ -238,46 +228,33 @@ fn ports_that_go_take_no_others_place_in_line() {
 
 #[test]
 fn what_a_pod_waits_to_send_is_dropped_when_the_tables_forget_it_and_what_it_is_to_get_is_not() {
-    each_setup(|setup, v6| {
-        for (limited, limits, arrive) in [(A, from_pod(SLOW), 3), (B, to_pod(SLOW), 6)] {
-            let mut node = Node::new(setup);
-            node.limit(limited.id, limits);
-            for _ in 0..6 {
-                node.inject(A.id, datagram(v6, &A, &B).build());
-            }
-            node.run();
-            node.unlist(limited.id);
-            node.run();
-            assert_eq!(node.sent(B.id).len(), arrive, "{}", limited.name);
-            let dropped = node.drops(A.id, Direction::FromPod, DropReason::PortDown);
-            assert_eq!(dropped as usize, 6 - arrive);
-        }
+    each_way(SLOW, |node, limited, v6| {
+        send(node, v6, 6);
+        node.unlist(limited.pod.id);
+        node.run();
+        let arrive = if limited.direction == Direction::FromPod { 3 } else { 6 };
+        assert_eq!(node.sent(B.id).len(), arrive, "{}", limited.pod.name);
+        let dropped = node.drops(A.id, Direction::FromPod, DropReason::PortDown);
+        assert_eq!(dropped as usize, 6 - arrive);
     });
 }
 
 #[test]
 fn a_clock_that_steps_keeps_nobody_waiting_and_gives_no_more_than_a_burst() {
-    each_setup(|setup, v6| {
-        for (limited, limits) in [(A, from_pod(SLOW)), (B, to_pod(SLOW))] {
-            let mut node = Node::new(setup);
-            node.limit(limited.id, limits);
-            for _ in 0..13 {
-                node.inject(A.id, datagram(v6, &A, &B).build());
-            }
-            node.run();
-            assert_eq!(node.sent(B.id).len(), 3);
-            node.set_time(node.now_ns() - 900 * MS);
-            node.run();
-            assert_eq!(node.sent(B.id).len(), 0, "back");
-            node.advance(500 * US);
-            node.run();
-            assert_eq!(node.sent(B.id).len(), 1, "it was its turn when the clock stepped");
-            assert_eq!(sent_over_time(&mut node, &B, 4, MS), [1; 4]);
-            node.advance(3_600_000 * MS);
-            node.run();
-            assert_eq!(node.sent(B.id).len(), 3, "a burst");
-            assert_eq!(later(&mut node, &B), 2);
-        }
+    each_way(SLOW, |node, _, v6| {
+        send(node, v6, 13);
+        assert_eq!(node.sent(B.id).len(), 3);
+        node.set_time(node.now_ns() - 900 * MS);
+        node.run();
+        assert_eq!(node.sent(B.id).len(), 0, "back");
+        node.advance(500 * US);
+        node.run();
+        assert_eq!(node.sent(B.id).len(), 1, "it was its turn when the clock stepped");
+        assert_eq!(sent_over_time(node, &B, 4, MS), [1; 4]);
+        node.advance(3_600_000 * MS);
+        node.run();
+        assert_eq!(node.sent(B.id).len(), 3, "a burst");
+        assert_eq!(later(node, &B), 2);
     });
 }
 
@@ -299,38 +276,26 @@ fn a_direction_without_a_limit_is_not_limited() {
 
 #[test]
 fn how_a_line_stands_is_published_and_nothing_of_a_line_that_is_gone() {
-    each_setup(|setup, v6| {
-        for (limited, limits, direction) in
-            [(A, from_pod(SLOW), Direction::FromPod), (B, to_pod(SLOW), Direction::ToPod)]
-        {
-            let mut node = Node::new(setup);
-            node.limit(limited.id, limits);
-            for _ in 0..6 {
-                node.inject(A.id, datagram(v6, &A, &B).build());
-            }
-            node.run();
-            let stands = |node: &mut Node| {
-                node.housekeep();
-                let counters = node.counters(limited.id, direction);
-                (counters.queued_bytes.get(), counters.tokens.get() as i64)
-            };
-            assert_eq!(stands(&mut node), (3_000, 0), "{}", limited.name);
-            node.advance(100 * US);
-            node.run();
-            assert_eq!(stands(&mut node), (2_000, -900));
-            node.limit(limited.id, Limits::default());
-            node.run();
-            assert_eq!(stands(&mut node), (0, 0));
-            node.limit(limited.id, limits);
-            for _ in 0..6 {
-                node.inject(A.id, datagram(v6, &A, &B).build());
-            }
-            node.run();
-            assert_eq!(stands(&mut node), (3_000, 0), "a new bucket");
-            node.remove_port(limited.id);
-            node.run();
-            assert_eq!(stands(&mut node), (0, 0));
-        }
+    each_way(SLOW, |node, limited, v6| {
+        send(node, v6, 6);
+        let stands = |node: &mut Node| {
+            node.housekeep();
+            let counters = node.counters(limited.pod.id, limited.direction);
+            (counters.queued_bytes.get(), counters.tokens.get() as i64)
+        };
+        assert_eq!(stands(node), (3_000, 0), "{}", limited.pod.name);
+        node.advance(100 * US);
+        node.run();
+        assert_eq!(stands(node), (2_000, -900));
+        node.limit(limited.pod.id, Limits::default());
+        node.run();
+        assert_eq!(stands(node), (0, 0));
+        limited.set(node, limit(SLOW));
+        send(node, v6, 6);
+        assert_eq!(stands(node), (3_000, 0), "a new bucket");
+        node.remove_port(limited.pod.id);
+        node.run();
+        assert_eq!(stands(node), (0, 0));
     });
 }
 
@@ -384,12 +349,11 @@ fn packets_wait_on_frames_that_others_can_spare() {
 
 #[test]
 fn a_worker_that_sleeps_wakes_when_it_is_somebodys_turn() {
-    for (limited, from_pod, to_pod) in [(A, true, false), (B, false, true)] {
+    for limited in LIMITED {
         // One packet each 5 ms, and never two at once: after a long sleep there is one turn.
         let limit = Limit { bits_per_s: 1_600_000, burst_bytes: 1, queue_ns: 100 * MS };
         let mut node = Node::new(Setup::default());
-        let of = |is_limited: bool| is_limited.then_some(limit);
-        node.limit(limited.id, Limits { from_pod: of(from_pod), to_pod: of(to_pod) });
+        limited.set(&mut node, limit);
         for _ in 0..11 {
             node.inject(A.id, datagram(false, &A, &B).build());
         }
@@ -404,16 +368,14 @@ fn a_worker_that_sleeps_wakes_when_it_is_somebodys_turn() {
 
 #[test]
 fn segments_that_find_no_frame_are_counted_where_the_limit_is() {
-    for (limited, limits, direction) in
-        [(A, from_pod(SLOW), Direction::FromPod), (B, to_pod(SLOW), Direction::ToPod)]
-    {
+    for limited in LIMITED {
         // Six frames are free; 20,000 bytes are 15 segments.
         let mut node = Node::new(Setup { frames: 70, fill: 8, ..Setup::default() });
-        node.limit(limited.id, limits);
+        limited.set(&mut node, limit(SLOW));
         let whole = packet().from(&A).to(&B).tcp(1, 2).payload(20_000).marked(1_400);
         node.inject(A.id, whole.build());
         node.run();
-        assert_eq!(node.drops(limited.id, direction, DropReason::NoFrames), 9, "{}", limited.name);
+        assert_eq!(limited.drops(&node, DropReason::NoFrames), 9, "{}", limited.pod.name);
         assert_eq!(node.sent(B.id).len() + later(&mut node, &B), 6);
     }
 }
