@@ -37,19 +37,26 @@ pub struct Stream {
 /// # Errors
 /// When iperf3 fails or does not end in time.
 pub fn stream(lane: &Lane<'_>, seconds: u64) -> Result<Stream> {
-    streams(lane, 1, seconds)
+    streams(lane, 1, None, seconds)
 }
 
-/// Runs `count` streams over the lane at once.
+/// Runs `count` streams over the lane at once, with the congestion control of this name or with the
+/// machine's own.
 ///
 /// # Errors
-/// See [`stream`].
-pub fn streams(lane: &Lane<'_>, count: u32, seconds: u64) -> Result<Stream> {
+/// See [`stream`]; and when the kernel has no such congestion control.
+pub fn streams(
+    lane: &Lane<'_>,
+    count: u32,
+    congestion: Option<&str>,
+    seconds: u64,
+) -> Result<Stream> {
     let _server = serve(lane.server)?;
     let (address, limit) = (lane.address.to_string(), (seconds + SPARE_S).to_string());
     let (time, count) = (seconds.to_string(), count.to_string());
     // A path that loses everything would hold iperf3 for minutes.
-    let words = [&*limit, "iperf3", "-J", "-c", &address, "-t", &time, "-P", &count];
+    let mut words = vec![&*limit, "iperf3", "-J", "-c", &address, "-t", &time, "-P", &count];
+    words.extend(congestion.into_iter().flat_map(|name| ["-C", name]));
     let output = lane.client.run("timeout", &words)?;
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     ensure!(

@@ -24,6 +24,10 @@ use crate::report::{Report, Table, Target};
 /// which half is offered beyond the rate, take 1.1 s.
 const WARM_UP: Duration = Duration::from_millis(2500);
 
+/// Congestion control of TCP wherever nothing else is said: Linux's own default, so that figures do
+/// not depend on what a machine has made its own.
+const CUBIC: &str = "cubic";
+
 /// What is measured, how long and how often.
 #[derive(Debug, clap::Args)]
 pub struct Options {

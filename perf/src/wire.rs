@@ -243,7 +243,7 @@ impl Counted {
 
 fn run(lane: &Lane<'_>, streams: u32, seconds: u64) -> Result<Turn> {
     let before = CpuTimes::now()?;
-    let stream = iperf::streams(lane, streams, seconds)?;
+    let stream = iperf::streams(lane, streams, None, seconds)?;
     let cpu = CpuTimes::now()?.since(before);
     Ok(Turn {
         arm: lane.arm,

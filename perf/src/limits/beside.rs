@@ -2,17 +2,18 @@
 //! exact it is under a stream that fills it, what the stream's neighbours wait, what is sent again,
 //! and what it all costs.
 
+use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 use e2e::daemon::Setup;
 use serde::Serialize;
 use serde_json::json;
 
 use super::arm::{Arm, Asked, Place, lane};
 use super::delivered::{FULL_BYTES, Look};
-use super::{Direction, Found, Options, Rate, list};
+use super::{CUBIC, Direction, Found, Options, Rate, list};
 use crate::internet::Family;
 use crate::interrupt;
 use crate::iperf;
@@ -36,8 +37,15 @@ const ALONE: Duration = Duration::from_secs(1);
 /// Between two round trips: few enough to be nothing beside the limit of a slow path.
 const EVERY: Duration = Duration::from_millis(10);
 
-/// Streams at once. A single one leaves the queue empty at times; several keep it full.
-const STREAMS: [u32; 2] = [1, 16];
+/// Streams at once, and their congestion control.
+type Streams = (u32, &'static str);
+
+/// A single stream leaves the queue empty at times, and BBR keeps it short by itself; several of
+/// CUBIC keep it full.
+const STREAMS: [Streams; 3] = [(1, CUBIC), (1, "bbr"), (16, CUBIC)];
+
+/// What the kernel has at hand for streams (ip-sysctl).
+const AVAILABLE: &str = "/proc/sys/net/ipv4/tcp_available_congestion_control";
 
 const NAMES: [&str; 2] = ["viaduct", "bandwidth"];
 
@@ -51,6 +59,7 @@ struct Turn {
     bits_per_s: Rate,
     direction: Direction,
     streams: u32,
+    congestion: &'static str,
     delivered: f64,
     error_percent: f64,
     /// Round trips of a small packet without the stream, and beside it.
@@ -77,6 +86,8 @@ struct Limited<'a> {
 /// # Errors
 /// When a pod cannot be made or loaded.
 pub fn measure(setup: &Setup, options: &Options) -> Result<Found> {
+    let available = fs::read_to_string(AVAILABLE).with_context(|| format!("read {AVAILABLE}"))?;
+    let streams = usable(&available);
     let arms = Arm::both(setup)?;
     let add = |arm: &Arm, id: &str, limit| {
         let place = arm.add(id, limit)?;
@@ -98,7 +109,7 @@ pub fn measure(setup: &Setup, options: &Options) -> Result<Found> {
     let mut turns = Vec::new();
     for pair in 0..options.pairs() {
         for limited in &limited {
-            for (turn, streams) in (0..2).flat_map(|turn| STREAMS.map(|streams| (turn, streams))) {
+            for (turn, streams) in (0..2).flat_map(|turn| streams.iter().map(move |s| (turn, *s))) {
                 interrupt::check()?;
                 let arm = (pair + turn) as usize % 2;
                 let turn = limited.take_turn(arm, streams, options.window())?;
@@ -106,7 +117,7 @@ pub fn measure(setup: &Setup, options: &Options) -> Result<Found> {
                     "turn {} of {}: {}, {}: error {:+.2} %, p99 {:.0} µs",
                     pair + 1,
                     options.pairs(),
-                    name_of(turn.bits_per_s, turn.direction, turn.streams),
+                    name_of(turn.case()),
                     turn.arm,
                     turn.error_percent,
                     turn.beside.p99_us
@@ -115,12 +126,33 @@ pub fn measure(setup: &Setup, options: &Options) -> Result<Found> {
             }
         }
     }
-    Ok(sum_up(options.rates(), &turns))
+    Ok(sum_up(options.rates(), &streams, &turns))
 }
 
-fn name_of(rate: Rate, direction: Direction, streams: u32) -> String {
-    let plural = if streams == 1 { "" } else { "s" };
-    format!("{rate} {}, {streams} stream{plural}", direction.name())
+/// The streams whose congestion control the kernel has; says so of others.
+fn usable(available: &str) -> Vec<Streams> {
+    let is_there = |(_, congestion): &Streams| {
+        let is_there = available.split_whitespace().any(|name| name == *congestion);
+        if !is_there {
+            progress(&format!("no streams of {congestion}: modprobe tcp_{congestion} has them"));
+        }
+        is_there
+    };
+    STREAMS.into_iter().filter(is_there).collect()
+}
+
+/// What fills a limit.
+type Case = (Rate, Direction, Streams);
+
+fn name_of((rate, direction, (count, congestion)): Case) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{rate} {}, {count} {congestion} stream{plural}", direction.name())
+}
+
+impl Turn {
+    fn case(&self) -> Case {
+        (self.bits_per_s, self.direction, (self.streams, self.congestion))
+    }
 }
 
 fn both<T>(arms: &[Arm; 2], make: impl Fn(&Arm) -> Result<T>) -> Result<[T; 2]> {
@@ -134,13 +166,19 @@ fn burst_bits(rate: Rate) -> u64 {
 }
 
 impl Limited<'_> {
-    fn take_turn(&self, arm: usize, streams: u32, window: Duration) -> Result<Turn> {
+    fn take_turn(
+        &self,
+        arm: usize,
+        (streams, congestion): Streams,
+        window: Duration,
+    ) -> Result<Turn> {
         let Asked { direction, rate, .. } = self.asked;
         let lane = lane(&self.arms[arm], direction, &self.pods[arm], &self.free[arm])?;
         let (alone, _) = samples(&lane, EVERY, ALONE)?;
         let (stream, beside) = thread::scope(|scope| {
             let seconds = (BEFORE + window + AFTER).as_secs();
-            let stream = scope.spawn(move || iperf::streams(&lane, streams, seconds));
+            let fill = move || iperf::streams(&lane, streams, Some(congestion), seconds);
+            let stream = scope.spawn(fill);
             let beside = look(&lane, window);
             let stream = stream.join().map_err(|_| anyhow!("the thread of a stream panicked"));
             (stream.flatten(), beside)
@@ -152,6 +190,7 @@ impl Limited<'_> {
             bits_per_s: rate,
             direction,
             streams,
+            congestion,
             delivered,
             error_percent: rate.error_percent(delivered),
             alone: Times::of(&alone),
@@ -181,7 +220,7 @@ fn look(lane: &Lane<'_>, window: Duration) -> Result<Beside> {
     Ok(Beside { delivered, times: Times::of(&times), lost, cpu })
 }
 
-fn sum_up(rates: &[Rate], turns: &[Turn]) -> Found {
+fn sum_up(rates: &[Rate], streams: &[Streams], turns: &[Turn]) -> Found {
     let heads = [
         "limit, arm",
         "error %",
@@ -198,12 +237,10 @@ fn sum_up(rates: &[Rate], turns: &[Turn]) -> Found {
     let ratio = "added latency, viaduct / bandwidth, turn by turn";
     let mut paired = Table::new(ratio, &["limit", "p50", "turns", "p99", "turns"]);
     let (mut targets, mut ratios) = (Vec::new(), Vec::new());
-    for (rate, direction, streams) in loads(rates) {
-        let name = name_of(rate, direction, streams);
+    for case in cases(rates, streams) {
+        let name = name_of(case);
         let of = |arm: &str| -> Vec<&Turn> {
-            let load = |turn: &Turn| (turn.bits_per_s, turn.direction, turn.streams);
-            let is_one = |turn: &&Turn| load(turn) == (rate, direction, streams);
-            turns.iter().filter(is_one).filter(|turn| turn.arm == arm).collect()
+            turns.iter().filter(|turn| turn.case() == case && turn.arm == arm).collect()
         };
         for arm in NAMES {
             table.row(row(&format!("{name}, {arm}"), &of(arm)));
@@ -225,9 +262,10 @@ fn sum_up(rates: &[Rate], turns: &[Turn]) -> Found {
             cells.extend([format!("{:.2}", ratio.median), list(&ratio.turns, 2)]);
         }
         paired.row(cells);
+        let (rate, direction, (count, congestion)) = case;
         ratios.push(json!({
-            "bits_per_s": rate, "direction": direction, "streams": streams,
-            "p50": p50, "p99": p99,
+            "bits_per_s": rate, "direction": direction, "streams": count,
+            "congestion": congestion, "p50": p50, "p99": p99,
         }));
     }
     let figures = json!({ "turns": turns, "ratios": ratios });
@@ -235,8 +273,9 @@ fn sum_up(rates: &[Rate], turns: &[Turn]) -> Found {
 }
 
 /// Everything that is measured of each arm.
-fn loads(rates: &[Rate]) -> impl Iterator<Item = (Rate, Direction, u32)> {
-    let streams = |(rate, direction)| STREAMS.map(|streams| (rate, direction, streams));
+fn cases(rates: &[Rate], streams: &[Streams]) -> impl Iterator<Item = Case> {
+    let streams =
+        |(rate, direction)| streams.iter().map(move |streams| (rate, direction, *streams));
     let directions = |rate: &Rate| Direction::BOTH.map(|direction| (*rate, direction));
     rates.iter().flat_map(directions).flat_map(streams)
 }
@@ -256,4 +295,15 @@ fn row(name: &str, turns: &[&Turn]) -> [String; 9] {
         format!("{:.2}", middle(|turn| turn.cpu_s_per_gbit)),
         format!("{:.1}", middle(|turn| turn.steal_percent)),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_whose_congestion_control_the_kernel_does_not_have_are_left_out() {
+        assert_eq!(usable("reno bbr cubic\n"), STREAMS);
+        assert_eq!(usable("reno cubic bbr2\n"), [(1, CUBIC), (16, CUBIC)]);
+    }
 }

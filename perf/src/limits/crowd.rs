@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::delivered::{FULL_BYTES, Look};
 use super::load::{Ends, Load};
-use super::{Direction, Found, Options, Rate, WARM_UP, list};
+use super::{CUBIC, Direction, Found, Options, Rate, WARM_UP, list};
 use crate::idle::received;
 use crate::interrupt;
 use crate::iperf;
@@ -187,7 +187,7 @@ impl Crowd {
         let [client, server] = &self.pair;
         let (client, address) = (&client.namespace, server.v4);
         let pair = Lane { arm: "viaduct", client, server: &server.namespace, address };
-        let pair_gbit_per_s = iperf::stream(&pair, PAIR_S)?.gbit_per_s;
+        let pair_gbit_per_s = iperf::streams(&pair, 1, Some(CUBIC), PAIR_S)?.gbit_per_s;
         let (times, _) = samples(&pair, EVERY, Duration::from_secs(PAIR_S))?;
         if ring != Ring::Unlimited {
             self.set_limits(&links, direction, false)?;

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use e2e::netns::Namespace;
-use rustix::net::sockopt::set_socket_linger;
+use rustix::net::sockopt::{set_socket_linger, set_tcp_congestion};
 
+use super::CUBIC;
 use crate::pps;
 
 /// Between two looks at what is due: a tenth of what a port's ring holds, at a million packets per
@@ -152,6 +153,7 @@ impl Load {
                 let connect = || TcpStream::connect_timeout(&target, CONNECT_DEADLINE);
                 let sender = client.within(connect)?;
                 let sender = sender.with_context(|| format!("connect to {target}"))?;
+                set_tcp_congestion(&sender, CUBIC).context("choose CUBIC")?;
                 load.stream(sender, listener.accept().context("accept")?.0)?;
             }
         }
