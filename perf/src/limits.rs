@@ -14,10 +14,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Result;
-use e2e::daemon::Setup;
+use e2e::daemon::{Node, Setup};
+use e2e::pod::Pod;
 use serde::Serialize;
 use serde_json::{Map, Value, to_value};
 
+use self::delivered::FULL_BYTES;
 use crate::report::{Report, Table, Target};
 
 /// Until the burst of a limit is spent and streams have found their pace: 64 KiB at 1 Mbit/s, of
@@ -148,14 +150,6 @@ impl Direction {
             Direction::FromPod => "egress",
         }
     }
-
-    /// The option of `viaduct limits set`.
-    fn option(self) -> &'static str {
-        match self {
-            Direction::ToPod => "--ingress",
-            Direction::FromPod => "--egress",
-        }
-    }
 }
 
 /// Bits per second.
@@ -200,10 +194,30 @@ impl Rate {
         self.0 as f64
     }
 
+    /// A burst that is what the rate carries in this time, and two packets at least, in bits.
+    fn burst_bits(self, seconds: f64) -> u64 {
+        8 * ((self.bits_per_s() * seconds / 8.0) as u64).max(2 * FULL_BYTES as u64)
+    }
+
     /// How far a measured rate is from this one, in percent of it.
     fn error_percent(self, measured_bits_per_s: f64) -> f64 {
         100.0 * (measured_bits_per_s / self.bits_per_s() - 1.0)
     }
+}
+
+/// Changes the limit of what one pod sends, or of what the other one gets of it: a rate, `none`, or
+/// what else `viaduct limits set` takes.
+fn set_limit(node: &Node, direction: Direction, ends: [&Pod; 2], limit: &str) -> Result<()> {
+    let [sender, receiver] = ends;
+    match direction {
+        Direction::ToPod => node.set_limits(receiver, &format!("--ingress {limit}")),
+        Direction::FromPod => node.set_limits(sender, &format!("--egress {limit}")),
+    }
+}
+
+/// The largest of these errors, to whichever side.
+fn largest(errors: impl Iterator<Item = f64>) -> f64 {
+    errors.map(f64::abs).fold(0.0, f64::max)
 }
 
 /// Everything of a part as JSON.
@@ -228,6 +242,12 @@ mod tests {
         for text in ["", "M", "999", "1.5G", "10Mi", "1001G", "18446744073709551615G"] {
             assert!(text.parse::<Rate>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_burst_is_what_a_rate_carries_in_a_time_and_two_packets_at_least() {
+        assert_eq!(Rate(100_000_000).burst_bits(0.005), 500_000);
+        assert_eq!(Rate(1_000_000).burst_bits(0.005), 8 * 2 * 1514);
     }
 
     #[test]

@@ -12,8 +12,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::arm::{Arm, Asked, Place, lane};
-use super::delivered::{FULL_BYTES, Look};
-use super::{CUBIC, Direction, Found, Options, Rate, list};
+use super::delivered::Look;
+use super::{CUBIC, Direction, Found, Options, Rate, largest, list};
 use crate::internet::Family;
 use crate::interrupt;
 use crate::iperf;
@@ -23,8 +23,8 @@ use crate::machine::{CpuTimes, TICK_NS};
 use crate::report::{Bound, Table, Target, progress};
 use crate::stats::{Ratio, Times, median};
 
-/// The burst is what the rate carries in this time, and two packets at least: with a token bucket
-/// of the kernel's, less would cost it rate.
+/// The burst is what the rate carries in this time: with a token bucket of the kernel's, less would
+/// cost it rate.
 const BURST_S: f64 = 0.005;
 
 /// Until a stream fills the limit, and what it lasts longer than is looked at.
@@ -100,7 +100,7 @@ pub fn measure(setup: &Setup, options: &Options) -> Result<Found> {
     let mut limited = Vec::new();
     for rate in options.rates() {
         for direction in Direction::BOTH {
-            let asked = Asked { direction, rate: *rate, burst_bits: burst_bits(*rate) };
+            let asked = Asked { direction, rate: *rate, burst_bits: rate.burst_bits(BURST_S) };
             let id = format!("perf-{}-{rate}", direction.cni());
             let pods = both(&arms, |arm| add(arm, &id, Some(asked)))?;
             limited.push(Limited { asked, pods, arms: &arms, free: &free });
@@ -158,11 +158,6 @@ impl Turn {
 fn both<T>(arms: &[Arm; 2], make: impl Fn(&Arm) -> Result<T>) -> Result<[T; 2]> {
     let [viaduct, reference] = arms;
     Ok([make(viaduct)?, make(reference)?])
-}
-
-fn burst_bits(rate: Rate) -> u64 {
-    let bytes = ((rate.bits_per_s() * BURST_S / 8.0) as u64).max(2 * FULL_BYTES as u64);
-    8 * bytes
 }
 
 impl Limited<'_> {
@@ -246,7 +241,7 @@ fn sum_up(rates: &[Rate], streams: &[Streams], turns: &[Turn]) -> Found {
             table.row(row(&format!("{name}, {arm}"), &of(arm)));
         }
         let ours = of(NAMES[0]);
-        let worst = ours.iter().map(|turn| turn.error_percent.abs()).fold(0.0, f64::max);
+        let worst = largest(ours.iter().map(|turn| turn.error_percent));
         targets.push(Target::new(format!("{name}: error, %"), worst, Bound::AtMost(ERROR)));
         let ratio = |added: fn(&Turn) -> f64| {
             let [viaduct, reference] =

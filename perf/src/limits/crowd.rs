@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::delivered::{FULL_BYTES, Look};
 use super::load::{Ends, Load};
-use super::{CUBIC, Direction, Found, Options, Rate, WARM_UP, list};
+use super::{CUBIC, Direction, Found, Options, Rate, WARM_UP, largest, list, set_limit};
 use crate::idle::received;
 use crate::interrupt;
 use crate::iperf;
@@ -30,8 +30,8 @@ const STEP: f64 = 0.02;
 /// What is offered, in parts of the limit.
 const BEYOND: f64 = 1.5;
 
-/// The burst is what the rate carries in this time, and two packets at least: with the half of a
-/// rate that is offered beyond it, each is spent before it is looked at.
+/// The burst is what the rate carries in this time: with the half of a rate that is offered beyond
+/// it, each is spent before it is looked at.
 const BURST_S: f64 = 0.05;
 
 /// How long the pair is looked at, for its throughput and then for its round trips.
@@ -39,10 +39,6 @@ const PAIR_S: u64 = 3;
 
 /// Between two of the pair's round trips.
 const EVERY: Duration = Duration::from_millis(1);
-
-/// UDP payload of a full packet over IPv4, and what is in front of it.
-const PAYLOADS: &[usize] = &[1472];
-const HEADER_BYTES: usize = FULL_BYTES - PAYLOADS[0];
 
 /// Frames that the daemon wants for each pod (docs/viaductd.md, `workers.frames`).
 const FRAMES_PER_POD: u32 = 192;
@@ -231,18 +227,12 @@ impl Crowd {
     fn set_limits(&self, links: &[(usize, Rate)], direction: Direction, on: bool) -> Result<()> {
         for (number, limit) in links {
             interrupt::check()?;
-            let pod = match direction {
-                Direction::FromPod => &self.pods[*number],
-                Direction::ToPod => self.next(*number),
+            let ends = [&self.pods[*number], self.next(*number)];
+            let wanted = match on {
+                true => format!("{limit} --burst {}", limit.burst_bits(BURST_S)),
+                false => "none".to_owned(),
             };
-            let rate = if on { limit.to_string() } else { "none".to_owned() };
-            let burst_bits = (limit.bits_per_s() * BURST_S).max(16.0 * FULL_BYTES as f64);
-            let burst = format!("{burst_bits:.0}");
-            let mut line = vec!["limits", "set", &pod.container_id, direction.option(), &rate];
-            if on {
-                line.extend(["--burst", &burst]);
-            }
-            self.node.viaduct(&line)?;
+            set_limit(&self.node, direction, ends, &wanted)?;
         }
         Ok(())
     }
@@ -254,7 +244,7 @@ impl Crowd {
             let client = &self.pods[*number].namespace;
             let ends = Ends { client, server: &server.namespace, address: server.v4.into() };
             sinks.push(ends.sink()?);
-            flows.extend(ends.paced(1, PAYLOADS, HEADER_BYTES, beyond * limit.bits_per_s())?);
+            flows.extend(ends.paced(1, &[FULL_BYTES], beyond * limit.bits_per_s())?);
         }
         Ok(Load::udp(flows, sinks))
     }
@@ -295,8 +285,9 @@ fn each(turns: &[Turn], ring: Ring, figure: Figure) -> Vec<f64> {
     turns.iter().filter(|turn| turn.ring == ring).map(figure).collect()
 }
 
-fn largest(turns: &[Turn], ring: Ring) -> f64 {
-    each(turns, ring, Turn::largest_error).into_iter().fold(0.0, f64::max)
+fn largest_error(turns: &[Turn], ring: Ring) -> f64 {
+    let turns = turns.iter().filter(|turn| turn.ring == ring);
+    largest(turns.flat_map(|turn| turn.error_percent.iter().copied()))
 }
 
 fn sum_up(limits: &[Rate], turns: &[Turn]) -> Found {
@@ -323,7 +314,7 @@ fn sum_up(limits: &[Rate], turns: &[Turn]) -> Found {
         let has_limits = matches!(ring, Ring::Limited | Ring::One);
         table.row([
             ring.name(pods),
-            if has_limits { format!("{:.2}", largest(turns, ring)) } else { "-".to_owned() },
+            if has_limits { format!("{:.2}", largest_error(turns, ring)) } else { "-".to_owned() },
             middle(|turn| turn.packets_per_s),
             middle(|turn| turn.busy_ns_per_packet.unwrap_or_default()),
             middle(|turn| turn.cpu_ns_per_packet.unwrap_or_default()),
@@ -334,7 +325,7 @@ fn sum_up(limits: &[Rate], turns: &[Turn]) -> Found {
     }
     let mut paired = Table::new("turn by turn", &["ratio", "median", "turns"]);
     let what = format!("{pods} limits: largest error of one, %");
-    let worst = largest(turns, Ring::Limited);
+    let worst = largest_error(turns, Ring::Limited);
     let mut targets = vec![Target::new(what, worst, Bound::AtMost(ERROR_PERCENT))];
     let ratios = ratios(turns, pods);
     for (ratio, bound) in &ratios {
@@ -358,12 +349,6 @@ impl Spent {
     /// `None` if there were none to speak of.
     fn per_packet(&self, ns: f64) -> Option<f64> {
         (self.packets >= PACKETS_MIN).then(|| ns / self.packets)
-    }
-}
-
-impl Turn {
-    fn largest_error(&self) -> f64 {
-        self.error_percent.iter().copied().map(f64::abs).fold(0.0, f64::max)
     }
 }
 

@@ -12,6 +12,7 @@ use e2e::netns::Namespace;
 use rustix::net::sockopt::{set_socket_linger, set_tcp_congestion};
 
 use super::CUBIC;
+use super::delivered::{ETHERNET_BYTES, FULL_BYTES};
 use crate::pps;
 
 /// Between two looks at what is due: a tenth of what a port's ring holds, at a million packets per
@@ -59,9 +60,9 @@ impl Drop for Load {
 #[derive(Debug)]
 pub struct Paced {
     socket: UdpSocket,
-    /// Payloads, in bytes, of one packet after another, again and again.
-    payloads: &'static [usize],
-    /// Of an Ethernet frame beside the payload.
+    /// Bytes of one Ethernet frame after another, again and again.
+    frames: &'static [usize],
+    /// Of each, beside the payload.
     header_bytes: usize,
     bits_per_s: f64,
     next: usize,
@@ -81,25 +82,26 @@ pub struct Ends<'a> {
 }
 
 impl Ends<'_> {
-    /// Connections of UDP that share a pace, for [`Load::udp`].
+    /// Connections of UDP that share a pace, for [`Load::udp`]. Frames, in bytes, are those of a
+    /// UDP packet over IPv6 at least.
     ///
     /// # Errors
     /// When a socket cannot be made.
     pub fn paced(
         &self,
         flows: u32,
-        payloads: &'static [usize],
-        header_bytes: usize,
+        frames: &'static [usize],
         bits_per_s: f64,
     ) -> Result<Vec<Paced>> {
+        let header_bytes = udp_header_bytes(self.address);
         let target = SocketAddr::new(self.address, pps::PORT);
         let flow = |number: u32| {
             let socket = self.client.within(|| UdpSocket::bind(any(self.address, 0)))??;
             socket.connect(target).with_context(|| format!("connect to {target}"))?;
             let bits_per_s = bits_per_s / f64::from(flows);
             // Flows in step would send all at once, and then nothing for a while.
-            let (next, due_ns) = (number as usize * STRIDE % payloads.len(), 0.0);
-            let mut flow = Paced { socket, payloads, header_bytes, bits_per_s, next, due_ns };
+            let (next, due_ns) = (number as usize * STRIDE % frames.len(), 0.0);
+            let mut flow = Paced { socket, frames, header_bytes, bits_per_s, next, due_ns };
             flow.due_ns = flow.take() * f64::from(number) / f64::from(flows);
             Ok(flow)
         };
@@ -207,27 +209,34 @@ fn any(like: IpAddr, port: u16) -> SocketAddr {
     }
 }
 
+/// Bytes of Ethernet, IP and UDP.
+fn udp_header_bytes(address: IpAddr) -> usize {
+    ETHERNET_BYTES + if address.is_ipv4() { 20 } else { 40 } + 8
+}
+
 impl Paced {
     fn send_due(&mut self, now_ns: f64) {
-        const PAYLOAD: [u8; 1472] = [0; 1472];
+        const ZEROS: [u8; FULL_BYTES] = [0; FULL_BYTES];
         self.due_ns = self.due_ns.max(now_ns - LATE_MAX_NS);
         while self.due_ns <= now_ns {
             // What the kernel refuses counts as sent: the pace is what is offered.
-            let _ = self.socket.send(&PAYLOAD[..self.payloads[self.next]]);
+            let _ = self.socket.send(&ZEROS[self.header_bytes..self.frames[self.next]]);
             self.due_ns += self.take();
         }
     }
 
     /// How long the next packet takes at the pace, in ns.
     fn take(&mut self) -> f64 {
-        let bytes = self.payloads[self.next] + self.header_bytes;
-        self.next = (self.next + 1) % self.payloads.len();
+        let bytes = self.frames[self.next];
+        self.next = (self.next + 1) % self.frames.len();
         8e9 * bytes as f64 / self.bits_per_s
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     #[test]
@@ -238,14 +247,21 @@ mod tests {
         sink.set_nonblocking(true).expect("set up");
         let came = || std::iter::from_fn(|| sink.recv(&mut [0; 2000]).ok()).collect::<Vec<_>>();
         // 1000 and 500 bytes at 12 Mbit/s: a pair of packets in each millisecond.
-        let payloads = &[958, 458];
+        let frames = &[1000, 500];
+        let header_bytes = udp_header_bytes(Ipv4Addr::LOCALHOST.into());
         let mut flow =
-            Paced { socket, payloads, header_bytes: 42, bits_per_s: 12e6, next: 0, due_ns: 0.0 };
+            Paced { socket, frames, header_bytes, bits_per_s: 12e6, next: 0, due_ns: 0.0 };
         flow.send_due(0.0);
         assert_eq!(came(), [958], "the first one is due at once");
         flow.send_due(2.9e6);
         assert_eq!(came(), [458, 958, 458, 958, 458]);
         flow.send_due(1e9 + 1.0);
         assert_eq!(came().len(), 11, "5 ms of a second are made up for");
+    }
+
+    #[test]
+    fn headers_of_udp_are_20_bytes_longer_over_ipv6() {
+        let header_bytes = |address: &str| udp_header_bytes(address.parse().expect("an address"));
+        assert_eq!((header_bytes("127.0.0.1"), header_bytes("::1")), (42, 62));
     }
 }

@@ -1,7 +1,8 @@
 //! Every rate in both directions, over both families, with small, full and mixed packets of UDP and
 //! with TCP, as one flow and as sixteen: how far what gets through is from the limit.
 
-use std::fmt;
+mod cells;
+
 use std::net::{IpAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -11,32 +12,17 @@ use e2e::pod::Pod;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::delivered::{FULL_BYTES, Look};
+use self::cells::{Cell, FAMILIES, FAST, FLOWS, PAIRS, Packets, RATES, all, sample, together};
+use super::delivered::Look;
 use super::load::{Ends, Load};
-use super::{Direction, Found, Options, Rate, WARM_UP, json};
+use super::{Direction, Found, Options, WARM_UP, json, largest, set_limit};
 use crate::internet::Family;
 use crate::interrupt;
 use crate::lane::ROUTE_MTU;
 use crate::report::{Bound, Table, Target, progress};
 
-const RATES: [Rate; 5] = [
-    Rate(1_000_000),
-    Rate(10_000_000),
-    Rate(100_000_000),
-    Rate(1_000_000_000),
-    Rate(5_000_000_000),
-];
-
-const FLOWS: [u32; 2] = [1, 16];
-
-const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
-
 /// How far from the limit the rate may be, in percent.
 const TARGET_PERCENT: f64 = 1.0;
-
-/// From this rate on, it is looked before and after whether the path carries that much without a
-/// limit. What is slower is carried everywhere.
-const FAST: Rate = Rate(100_000_000);
 
 /// How long a path without a limit is looked at, and how long before it is loaded.
 const LOOK: Duration = Duration::from_secs(1);
@@ -44,38 +30,6 @@ const LOOK_WARM_UP: Duration = Duration::from_millis(500);
 
 /// A path that carries less than this without a limit says nothing about one. It is offered more.
 const FASTER_THAN_LIMIT: f64 = 1.05;
-
-/// Pairs of pods, which are measured at the same time as far as they do not disturb each other:
-const PAIRS: usize = 16;
-
-/// a tenth of the packets that one worker can carry per second,
-const TOGETHER_PACKETS: f64 = 100_000.0;
-
-/// and less than what a single fast one has.
-const TOGETHER_BITS: f64 = 400e6;
-
-/// One measurement in this many is the sample.
-const SAMPLE: usize = 8;
-
-/// What is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Packets {
-    UdpSmall,
-    UdpFull,
-    UdpMixed,
-    Tcp,
-}
-
-/// One measurement.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-struct Cell {
-    packets: Packets,
-    bits_per_s: Rate,
-    direction: Direction,
-    family: Family,
-    flows: u32,
-}
 
 /// What came of it. Rates are bits per second of Ethernet frames without FCS.
 #[derive(Debug, Serialize)]
@@ -128,119 +82,6 @@ fn describe(cells: &[Cell]) -> String {
     match cells.len() - 1 {
         0 => cells[0].to_string(),
         more => format!("{}; and {more} more", cells[0]),
-    }
-}
-
-fn all() -> impl Iterator<Item = Cell> {
-    numbered().map(|(_, cell)| cell)
-}
-
-/// Cells that every rate, direction, family, kind and number of flows is in.
-fn sample() -> impl Iterator<Item = Cell> {
-    numbered().filter(|(sum, _)| sum.is_multiple_of(SAMPLE)).map(|(_, cell)| cell)
-}
-
-/// All cells, each with a number that differs from that of those which differ from it in one thing.
-fn numbered() -> impl Iterator<Item = (usize, Cell)> {
-    let choices = [RATES.len(), 2, 2, 2];
-    Packets::ALL.into_iter().enumerate().flat_map(move |(kind, packets)| {
-        (0..choices.iter().product()).map(move |index| {
-            let [family, direction, flows] = [index % 2, index / 2 % 2, index / 4 % 2];
-            let rate = index / 8;
-            let cell = Cell {
-                packets,
-                bits_per_s: RATES[rate],
-                direction: Direction::BOTH[direction],
-                family: FAMILIES[family],
-                flows: FLOWS[flows],
-            };
-            (2 * kind + 3 * rate + family + 2 * direction + 4 * flows, cell)
-        })
-    })
-}
-
-/// Cells that are measured at the same time.
-fn together(cells: &[Cell]) -> Vec<Vec<Cell>> {
-    let mut groups: Vec<Vec<Cell>> = Vec::new();
-    for cell in cells {
-        let fits = |group: &&mut Vec<Cell>| {
-            let sum =
-                |figure: fn(&Cell) -> f64| -> f64 { group.iter().chain([cell]).map(figure).sum() };
-            let is_tcp = |cell: &Cell| cell.packets == Packets::Tcp;
-            group.len() < PAIRS
-                // Without a limit, streams would take all there is.
-                && is_tcp(cell) == is_tcp(&group[0])
-                && sum(Cell::packets_per_s) <= TOGETHER_PACKETS
-                && sum(|cell| cell.bits_per_s.bits_per_s()) <= TOGETHER_BITS
-        };
-        match groups.iter_mut().find(fits) {
-            Some(group) => group.push(*cell),
-            None => groups.push(vec![*cell]),
-        }
-    }
-    groups
-}
-
-impl Packets {
-    const ALL: [Packets; 4] =
-        [Packets::UdpSmall, Packets::UdpFull, Packets::UdpMixed, Packets::Tcp];
-
-    fn name(self) -> &'static str {
-        match self {
-            Packets::UdpSmall => "UDP, 64 bytes",
-            Packets::UdpFull => "UDP, 1500 bytes",
-            Packets::UdpMixed => "UDP, mixed",
-            Packets::Tcp => "TCP",
-        }
-    }
-
-    /// Payloads of UDP, in bytes. Small packets have 64 as limits count them. Mixed ones are 7 of
-    /// these, 4 of 594 and a full one (the "IMIX" of RFC 6985, its middle size rounded to cells).
-    fn payloads(self, family: Family) -> &'static [usize] {
-        match (self, family) {
-            (Packets::UdpSmall, Family::Ipv4) => &[22],
-            (Packets::UdpSmall, Family::Ipv6) => &[2],
-            (Packets::UdpMixed, Family::Ipv4) => {
-                &[22, 552, 22, 552, 22, 22, 552, 22, 552, 22, 22, 1472]
-            }
-            (Packets::UdpMixed, Family::Ipv6) => &[2, 532, 2, 532, 2, 2, 532, 2, 532, 2, 2, 1452],
-            (Packets::UdpFull | Packets::Tcp, Family::Ipv4) => &[1472],
-            (Packets::UdpFull | Packets::Tcp, Family::Ipv6) => &[1452],
-        }
-    }
-}
-
-/// Bytes of Ethernet, IP and UDP.
-fn udp_header_bytes(family: Family) -> usize {
-    FULL_BYTES - Packets::UdpFull.payloads(family)[0]
-}
-
-impl fmt::Display for Cell {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Cell { packets, bits_per_s, direction, family, flows } = self;
-        let (packets, direction, plural) =
-            (packets.name(), direction.name(), if *flows == 1 { "" } else { "s" });
-        write!(out, "{packets}, {bits_per_s}, {direction}, {family:?}, {flows} flow{plural}")
-    }
-}
-
-impl Cell {
-    /// Of what is sent by UDP, per second: enough beyond the limit to be held back, and no more
-    /// than that costs.
-    fn offered_bits_per_s(&self) -> f64 {
-        let beyond = if self.bits_per_s < FAST { 1.5 } else { 1.2 };
-        beyond * self.bits_per_s.bits_per_s()
-    }
-
-    fn packets_per_s(&self) -> f64 {
-        let payloads = self.packets.payloads(self.family);
-        let bytes = payloads.iter().sum::<usize>() as f64 / payloads.len() as f64;
-        let bytes = bytes + udp_header_bytes(self.family) as f64;
-        self.offered_bits_per_s() / (8.0 * bytes)
-    }
-
-    fn tcp(&self) -> Option<Family> {
-        (self.packets == Packets::Tcp).then_some(self.family)
     }
 }
 
@@ -320,13 +161,7 @@ impl Pairs {
 
     /// Sets the limit of a cell's pod. The burst is as much as there can be, as runtimes ask.
     fn limit(&self, pair: usize, cell: &Cell, rate: &str) -> Result<()> {
-        let [client, server] = &self.pairs[pair];
-        let pod = match cell.direction {
-            Direction::ToPod => server,
-            Direction::FromPod => client,
-        };
-        let line = ["limits", "set", &pod.container_id, cell.direction.option(), rate];
-        self.node.viaduct(&line).map(drop)
+        set_limit(&self.node, cell.direction, self.pairs[pair].each_ref(), rate)
     }
 
     /// Loads all of these pairs. Returns what each got per second, and what workers say it got.
@@ -375,10 +210,9 @@ impl Pairs {
         let (mut flows, mut sinks) = (Vec::new(), Vec::<UdpSocket>::new());
         for (index, cell) in cells {
             let ends = ends(*index, cell.family);
-            let payloads = cell.packets.payloads(cell.family);
-            let header = udp_header_bytes(cell.family);
             sinks.push(ends.sink()?);
-            flows.extend(ends.paced(cell.flows, payloads, header, cell.offered_bits_per_s())?);
+            let frames = cell.packets.frames();
+            flows.extend(ends.paced(cell.flows, frames, cell.offered_bits_per_s())?);
         }
         Ok(Load::udp(flows, sinks))
     }
@@ -432,8 +266,7 @@ fn sum_up(measured: &[Measured]) -> Found {
             }
         }
     }
-    let errors = measured.iter().filter_map(Measured::error);
-    let worst = errors.map(f64::abs).fold(0.0, f64::max);
+    let worst = largest(measured.iter().filter_map(Measured::error));
     let what = "limits: largest error of a rate, %";
     Found {
         tables: vec![table],
@@ -455,42 +288,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_matrix_has_every_cell_once() {
-        let cells: Vec<Cell> = all().collect();
-        assert_eq!(cells.len(), 5 * 2 * 2 * 4 * 2);
-        for (index, cell) in cells.iter().enumerate() {
-            assert!(!cells[..index].contains(cell), "{cell:?}");
-        }
-    }
-
-    #[test]
-    fn the_sample_has_every_rate_direction_family_kind_and_number_of_flows() {
-        let cells: Vec<Cell> = sample().collect();
-        assert!((15..=25).contains(&cells.len()), "{}", cells.len());
-        for cell in all() {
-            assert!(cells.iter().any(|one| one.bits_per_s == cell.bits_per_s));
-            assert!(cells.iter().any(|one| one.packets == cell.packets));
-            let others = |one: &&Cell| one.direction == cell.direction && one.family == cell.family;
-            assert!(cells.iter().filter(others).any(|one| one.flows == cell.flows), "{cell:?}");
-        }
-    }
-
-    #[test]
-    fn cells_that_are_measured_together_leave_each_other_room() {
-        let cells: Vec<Cell> = all().collect();
-        let groups = together(&cells);
-        assert_eq!(groups.concat().len(), cells.len());
-        // Fast ones are alone.
-        assert!(groups.len() < 100, "{} groups take too long", groups.len());
-        for group in groups.iter().filter(|group| group.len() > 1) {
-            let bits: f64 = group.iter().map(|cell| cell.bits_per_s.bits_per_s()).sum();
-            assert!(group.len() <= PAIRS && bits <= TOGETHER_BITS);
-            let tcp = group.iter().filter(|cell| cell.packets == Packets::Tcp).count();
-            assert!(tcp == 0 || tcp == group.len());
-        }
-    }
-
-    #[test]
     fn a_path_that_once_carried_no_more_than_the_limit_judges_nothing() {
         let mut one = Measured::new(all().next().expect("a cell"));
         one.error_percent = Some(-7.0);
@@ -500,25 +297,5 @@ mod tests {
         one.saw_without_limit(1_040_000.0);
         one.saw_without_limit(1_200_000.0);
         assert_eq!((one.error(), show(&one)), (None, "(0.00)".to_owned()));
-    }
-
-    /// Ethernet 14, IPv4 20 or IPv6 40, UDP 8.
-    fn header_of(family: Family) -> usize {
-        if family == Family::Ipv4 { 42 } else { 62 }
-    }
-
-    #[test]
-    fn payloads_make_the_packets_that_they_say() {
-        for family in FAMILIES {
-            let header = udp_header_bytes(family);
-            let sizes = |packets: Packets| {
-                packets.payloads(family).iter().map(|len| len + header).collect::<Vec<_>>()
-            };
-            assert_eq!(sizes(Packets::UdpSmall), [64]);
-            assert_eq!((header, sizes(Packets::UdpFull)), (header_of(family), vec![1514]));
-            let mut mixed = sizes(Packets::UdpMixed);
-            mixed.sort_unstable();
-            assert_eq!(mixed, [[64; 7].as_slice(), &[594; 4], &[1514]].concat());
-        }
     }
 }
