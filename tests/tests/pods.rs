@@ -44,6 +44,9 @@ fn two_pods_reach_each_other_through_userspace() {
         // Two directions, two families, a request and a reply each.
         let seen = received(node)? - before;
         ensure!(seen >= 8, "workers saw {seen} of 8 packets: the kernel carried the rest");
+        let status = node.list("status")?;
+        let busy_ns: Option<u64> = workers(&status).map(|worker| worker["busy_ns"].as_u64()).sum();
+        ensure!(busy_ns > Some(0), "workers moved packets in {busy_ns:?} ns");
         for pod in [&a, &b] {
             let packets = node.packets_from(pod)?;
             ensure!(packets >= 4, "{} sent 4 echoes, workers saw {packets}", pod.container_id);

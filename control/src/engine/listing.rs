@@ -119,12 +119,13 @@ impl Engine {
 
     fn worker_row(&self, worker: &WorkerHandle) -> WorkerRow {
         let counters = &worker.counters;
-        let running = counters.running_ns.get().max(1);
+        let (busy_ns, running) = (counters.busy_ns.get(), counters.running_ns.get().max(1));
         let pods = self.state.pods().filter(|pod| pod.worker == worker.id).count();
         WorkerRow {
             id: worker.id,
             core: worker.core,
-            busy_ratio: (counters.busy_ns.get() as f64 / running as f64).min(1.0),
+            busy_ratio: (busy_ns as f64 / running as f64).min(1.0),
+            busy_ns,
             ports: pods as u32 + u32::from(worker.id == 0),
             generation: counters.generation.get(),
             hugepages: worker.hugepages,

@@ -38,6 +38,7 @@ fn worker(id: u16, received: u64, dropped: u64) -> WorkerRow {
         id,
         core: usize::from(id) + 2,
         busy_ratio: 0.4375,
+        busy_ns: 43_750_000_000,
         ports: 2,
         generation: 42,
         hugepages: id == 0,
@@ -320,6 +321,7 @@ fn status_has_the_keys_of_the_contract() {
     assert_eq!(worker["id"], 0);
     assert_eq!(worker["core"], 2);
     assert_eq!(worker["busy_ratio"], 0.4375);
+    assert_eq!(worker["busy_ns"], 43_750_000_000_u64);
     assert_eq!(keys(&worker["frames"]), ["crossing", "free", "held", "rx", "total", "tx"]);
 }
 

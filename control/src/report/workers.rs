@@ -19,6 +19,8 @@ pub struct WorkerRow {
     pub core: usize,
     /// Share of its time spent in passes that moved packets, 0 to 1.
     pub busy_ratio: f64,
+    /// Time it has spent in such passes since it began, in ns.
+    pub busy_ns: u64,
     /// Ports it owns.
     pub ports: u32,
     /// Generation of the tables it forwards by.

@@ -4,9 +4,9 @@
 //! The pods stand in a ring, and each sends to the next one: so what each gets through is counted
 //! by another pod's kernel. One turn limits what they send, the next one what they get.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use e2e::daemon::{Node, Setup, workers};
 use e2e::pod::Pod;
 use serde::Serialize;
@@ -87,7 +87,6 @@ struct Turn {
 /// The node with its pods.
 struct Crowd {
     node: Node,
-    started: Instant,
     pods: Vec<Pod>,
     pair: [Pod; 2],
     limits: Vec<Rate>,
@@ -151,7 +150,6 @@ impl Crowd {
         let ports = pods as u32 + 3;
         let frames = (ports * FRAMES_PER_POD).next_power_of_two().max(setup.frames);
         let node = Node::start(Setup { frames, ..setup.clone() })?;
-        let started = Instant::now();
         let add = |number| {
             interrupt::check()?;
             node.add_pod(&format!("perf-ring-{number}"))
@@ -161,7 +159,7 @@ impl Crowd {
         let limit =
             |number| Rate((least.bits_per_s() * (1.0 + STEP * f64::from(number))).round() as u64);
         let limits = (0..pods.len() as u32).map(limit).collect();
-        Ok(Crowd { node, started, pods, pair, limits })
+        Ok(Crowd { node, pods, pair, limits })
     }
 
     fn take_turn(&self, ring: Ring, direction: Direction, window: Duration) -> Result<Turn> {
@@ -202,12 +200,10 @@ impl Crowd {
 
     fn spent(&self) -> Result<Spent> {
         let (status, packets) = (self.node.list("status")?, received(&self.node)? as f64);
-        // The share is that of the time since the worker began, a moment before `started`, to its
-        // newest look at the clock, 100 ms ago at most: a hundredth of a window of 10 s.
-        let running_ns = self.started.elapsed().as_nanos() as f64;
-        let shares = workers(&status).filter_map(|worker| worker["busy_ratio"].as_f64());
+        let busy_ns: Option<u64> = workers(&status).map(|worker| worker["busy_ns"].as_u64()).sum();
+        let busy_ns = busy_ns.context("viaduct status says how long each worker was busy")? as f64;
         let cpu_ns = worker_ns(self.node.daemon_pid()?)? as f64;
-        Ok(Spent { packets, busy_ns: shares.sum::<f64>() * running_ns, cpu_ns })
+        Ok(Spent { packets, busy_ns, cpu_ns })
     }
 
     /// Who sends to the next one, and what its limit is.
