@@ -157,8 +157,8 @@ fn the_limits_of_both_ends_are_named() -> Result<()> {
     };
     let [to_first, to_second] = [&first, &second].map(|pod| pod.v4.to_string());
     ensure!(limit("first", &to_second)?.0 == "none");
-    node.viaduct(&["limits", "set", "first", "--egress", "20M"])?;
-    node.viaduct(&["limits", "set", "second", "--ingress", "1500k"])?;
+    node.set_limits(&first, "--egress 20M")?;
+    node.set_limits(&second, "--ingress 1500k")?;
     let both =
         "egress of first/eth0: 20M, 0 bytes wait; ingress of second/eth0: 1500k, 0 bytes wait";
     let found = limit("first", &to_second)?;

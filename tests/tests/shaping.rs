@@ -1,7 +1,7 @@
 //! Limits of pods hold, in both directions, families and port modes, on every path that leads to a
 //! pod or away from it, by UDP and TCP; from the first byte on.
 //!
-//! `VIADUCT_E2E_LONG=1` adds slower and faster limits, shorter packets, and more workers, each by
+//! `VIADUCT_E2E_LONG=1` adds slower and faster limits, up to 5 Gbit/s, and more workers, each by
 //! itself: only those that the machine is fast enough for without a limit.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -21,10 +21,13 @@ use e2e::traffic::{
 const MBIT: u64 = 1_000_000;
 
 /// UDP payload of packets of 64 bytes or so.
-const SHORT: usize = 64;
+const SHORT: &[usize] = &[64];
 
 /// UDP payload that fills an MTU of 1500 in IPv6, and nearly in IPv4.
-const LONG: usize = 1452;
+const LONG: &[usize] = &[1452];
+
+/// Seven short ones, four of a middle size and a long one (the "IMIX" of RFC 6985).
+const MIXED: &[usize] = &[64, 552, 64, 552, 64, 64, 552, 64, 552, 64, 64, 1452];
 
 /// Delivered as UDP, which nobody sends again.
 const UDP_TOLERANCE: f64 = 0.01;
@@ -196,8 +199,8 @@ enum Direction {
 /// What is sent through a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Traffic {
-    /// Datagrams with so many bytes.
-    Udp(usize),
+    /// Datagrams with so many bytes, in turn.
+    Udp(&'static [usize]),
     /// So many connections.
     Tcp(usize),
 }
@@ -222,11 +225,11 @@ impl Flow {
         let Case { traffic, family, bits_per_s } = case;
         let address = to.addresses()[family];
         match traffic {
-            Traffic::Udp(payload) => {
+            Traffic::Udp(payloads) => {
                 let sender = udp_socket(&from.namespace, from.addresses()[family])?;
                 let receiver = udp_socket(&to.namespace, address)?;
                 let (dial, rate) = (receiver.local_addr()?, bits_per_s / 10 * 13);
-                Ok(Flow::Udp(Load::start(&sender, &receiver, dial, payload, Some(rate))?))
+                Ok(Flow::Udp(Load::start(&sender, &receiver, dial, payloads, Some(rate))?))
             }
             Traffic::Tcp(count) => {
                 let listener = listen(&to.namespace, address, 0)?;
@@ -310,6 +313,7 @@ fn what_is_delivered_after_the_burst_is_what_the_limit_says() {
     let cases = [
         (Traffic::Udp(SHORT), 0, 10),
         (Traffic::Udp(LONG), 1, 10),
+        (Traffic::Udp(MIXED), 1, 10),
         (Traffic::Udp(LONG), 0, 100),
         (Traffic::Tcp(1), 0, 10),
         (Traffic::Tcp(16), 1, 10),
@@ -393,9 +397,15 @@ fn every_rate_that_the_machine_is_fast_enough_for_is_held() {
         eprintln!("takes minutes: set VIADUCT_E2E_LONG=1 to run it");
         return;
     }
-    let traffic = [Traffic::Udp(SHORT), Traffic::Udp(LONG), Traffic::Tcp(1), Traffic::Tcp(16)];
+    let traffic = [
+        Traffic::Udp(SHORT),
+        Traffic::Udp(LONG),
+        Traffic::Udp(MIXED),
+        Traffic::Tcp(1),
+        Traffic::Tcp(16),
+    ];
     on_each(Setup::modes_and_workers(), |node| {
-        for bits_per_s in [1, 10, 100, 1000].map(|mbit| mbit * MBIT) {
+        for bits_per_s in [1, 10, 100, 1000, 5000].map(|mbit| mbit * MBIT) {
             for (number, traffic) in traffic.into_iter().enumerate() {
                 // Every other one in IPv6, and in the other setups the others.
                 let family = (number + node.setup().workers) % 2;

@@ -35,16 +35,35 @@ const SINK_PORT: u16 = 5001;
 fn load(from: &Pod, to: &Pod, bits_per_s: Option<u64>) -> Result<Load> {
     let sender = udp_socket(&from.namespace, from.v4.into())?;
     let receiver = udp_socket(&to.namespace, to.v4.into())?;
-    Load::start(&sender, &receiver, receiver.local_addr()?, LONG, bits_per_s)
+    Load::start(&sender, &receiver, receiver.local_addr()?, &[LONG], bits_per_s)
+}
+
+/// Holds what arrives of a load to a rate, within 1 %.
+fn meter<'a>(name: &str, bits_per_s: u64, load: &'a Load) -> Meter<'a> {
+    Meter::new(name, Law::of(bits_per_s), 0.01, || load.wire_bytes())
 }
 
 /// Waits until as much arrives as a rate allows, and no more.
 fn settles(name: &str, bits_per_s: u64, load: &Load) -> Result<()> {
-    settle(&mut [Meter::new(name, Law::of(bits_per_s), 0.01, || load.wire_bytes())])
+    settle(&mut [meter(name, bits_per_s, load)])
+}
+
+/// A count of a pod's limit, by its key in `viaduct limits`.
+fn count_of_limit(node: &Node, pod: &Pod, direction: &str, key: &str) -> Result<u64> {
+    let count = node.limit_row(pod, direction)?[key].as_u64();
+    count.with_context(|| format!("{key} of {}, {direction}", pod.container_id))
 }
 
 fn dropped(node: &Node, pod: &Pod, direction: &str) -> Result<u64> {
-    node.limit_row(pod, direction)?["dropped"].as_u64().context("a count of drops")
+    count_of_limit(node, pod, direction, "dropped")
+}
+
+fn queued(node: &Node, pod: &Pod, direction: &str) -> Result<u64> {
+    count_of_limit(node, pod, direction, "queued_bytes")
+}
+
+fn marked(node: &Node, pod: &Pod, direction: &str) -> Result<u64> {
+    count_of_limit(node, pod, direction, "marked")
 }
 
 #[test]
@@ -69,9 +88,9 @@ fn a_burst_shorter_than_a_packet_and_a_hundred_bytes_a_second_stop_nothing() {
         let from_pod = load(&pod, &peer, Some(MBIT))?;
         for direction in ["ingress", "egress"] {
             wait_until("the line is full", SOON, || {
-                let queued = node.limit_row(&pod, direction)?["queued_bytes"].as_u64();
-                ensure!(queued <= Some(10 * 1514), "{direction}: {queued:?} bytes wait");
-                Ok(queued == Some(10 * 1514) && dropped(node, &pod, direction)? > 100)
+                let queued = queued(node, &pod, direction)?;
+                ensure!(queued <= 10 * 1514, "{direction}: {queued} bytes wait");
+                Ok(queued == 10 * 1514 && dropped(node, &pod, direction)? > 100)
             })?;
         }
         for (load, name) in [(&to_pod, "to the pod"), (&from_pod, "from the pod")] {
@@ -82,9 +101,7 @@ fn a_burst_shorter_than_a_packet_and_a_hundred_bytes_a_second_stop_nothing() {
         // The queue would take two and a half minutes; with another rate it is gone at once.
         node.set_limits(&pod, "--ingress 100M --egress 100M --burst 1M")?;
         for direction in ["ingress", "egress"] {
-            wait_until("nothing waits", SOON, || {
-                Ok(node.limit_row(&pod, direction)?["queued_bytes"] == 0)
-            })?;
+            wait_until("nothing waits", SOON, || Ok(queued(node, &pod, direction)? == 0))?;
         }
         for address in pod.addresses() {
             let ping = ping(&peer.namespace, address, "-c 3 -i 0.1 -W 5")?;
@@ -164,10 +181,6 @@ fn stream(from: &Pod, to: &Pod) -> Result<Stream> {
     let listener = listen(&to.namespace, to.v4.into(), 0)?;
     let (client, server) = connect(&from.namespace, listener.local_addr()?, &listener)?;
     Ok(Stream::start(client, server, None))
-}
-
-fn marked(node: &Node, pod: &Pod, direction: &str) -> Result<u64> {
-    node.limit_row(pod, direction)?["marked"].as_u64().context("a count of marks")
 }
 
 /// Bytes that a worker has sent in a direction, as on a wire.
@@ -290,7 +303,7 @@ fn a_pod_that_reads_no_more_and_pods_that_flood_cost_others_nothing_and_hold_no_
         let deaf = udp_socket(&free_flooder.namespace, free_flooder.v4.into())?;
         let since = Instant::now();
         let dial = (stopped.v4, SINK_PORT).into();
-        let at_stopped = Load::start(&sender, &deaf, dial, LONG, None)?;
+        let at_stopped = Load::start(&sender, &deaf, dial, &[LONG], None)?;
         let from_flooder = load(&flooder, &peer, None)?;
         let to_neighbour = load(&peer, &neighbour, Some(12 * MBIT))?;
         let free_pair = load(&neighbour, &peer, Some(20 * MBIT))?;
@@ -299,14 +312,8 @@ fn a_pod_that_reads_no_more_and_pods_that_flood_cost_others_nothing_and_hold_no_
                 node.pod_row(&stopped).map_or(0, |row| wire_bytes(&row["to_pod"]))
             })
             .since(since),
-            Meter::new("from the flooding pod", Law::of(10 * MBIT), 0.01, || {
-                from_flooder.wire_bytes()
-            })
-            .since(since),
-            Meter::new("to its limited neighbour", Law::of(8 * MBIT), 0.01, || {
-                to_neighbour.wire_bytes()
-            })
-            .since(since),
+            meter("from the flooding pod", 10 * MBIT, &from_flooder).since(since),
+            meter("to its limited neighbour", 8 * MBIT, &to_neighbour).since(since),
             // Five percent are the promise; there are two cores for all of this.
             Meter::new("without a limit", Law::of(20 * MBIT), 0.05, || free_pair.wire_bytes()),
         ])?;
@@ -338,8 +345,8 @@ fn a_limit_holds_again_after_a_kill() {
             (load(&peer, &pod, Some(12 * MBIT))?, load(&pod, &peer, Some(12 * MBIT))?);
         let both_settle = || {
             settle(&mut [
-                Meter::new("to the pod", Law::of(8 * MBIT), 0.01, || to_pod.wire_bytes()),
-                Meter::new("from the pod", Law::of(6 * MBIT), 0.01, || from_pod.wire_bytes()),
+                meter("to the pod", 8 * MBIT, &to_pod),
+                meter("from the pod", 6 * MBIT, &from_pod),
             ])
         };
         both_settle()?;

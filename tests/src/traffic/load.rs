@@ -1,5 +1,5 @@
-//! More than a limit lets through: datagrams of one size at a steady rate, or as fast as they can
-//! be sent, and what of them arrives, in bytes as on a wire.
+//! More than a limit lets through: datagrams of one size or of several at a steady rate, or as fast
+//! as they can be sent, and what of them arrives, in bytes as on a wire.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
@@ -34,8 +34,9 @@ pub struct Load {
 }
 
 impl Load {
-    /// Sends datagrams with `payload` bytes from one socket to `dial`, where the other one is
-    /// expected to get them; `bits_per_s` of them, as on a wire, or without a pause.
+    /// Sends datagrams from one socket to `dial`, where the other one is expected to get them:
+    /// with each of these numbers of bytes in turn; `bits_per_s` of them, as on a wire, or without a
+    /// pause.
     ///
     /// Several loads may come to one socket: then only the sum of what arrived means anything.
     ///
@@ -45,7 +46,7 @@ impl Load {
         from: &UdpSocket,
         to: &UdpSocket,
         dial: SocketAddr,
-        payload: usize,
+        payloads: &'static [usize],
         bits_per_s: Option<u64>,
     ) -> Result<Load> {
         let load = Load { stop: Arc::default(), sent: Arc::default(), arrived: Arc::default() };
@@ -53,10 +54,10 @@ impl Load {
         let (from, to) = (from.try_clone()?, to.try_clone()?);
         to.set_read_timeout(Some(LOOK_UP))?;
         let (stop, sent) = (load.stop.clone(), load.sent.clone());
-        let payload = vec![0; payload];
-        let wire_bits = 8 * (payload.len() as u64 + headers);
-        let rate = bits_per_s.map(|bits| bits as f64 / wire_bits as f64);
-        thread::spawn(move || send(&from, dial, &payload, rate, &stop, &sent));
+        let turn_bits: u64 = payloads.iter().map(|payload| 8 * (*payload as u64 + headers)).sum();
+        let turns = bits_per_s.map(|bits| bits as f64 / turn_bits as f64);
+        let rate = turns.map(|turns| turns * payloads.len() as f64);
+        thread::spawn(move || send(&from, dial, payloads, rate, &stop, &sent));
         let (stop, arrived) = (load.stop.clone(), load.arrived.clone());
         thread::spawn(move || receive(&to, headers, &stop, &arrived));
         Ok(load)
@@ -84,18 +85,21 @@ impl Drop for Load {
 fn send(
     socket: &UdpSocket,
     dial: SocketAddr,
-    payload: &[u8],
+    payloads: &[usize],
     per_second: Option<f64>,
     stop: &AtomicBool,
     sent: &AtomicU64,
 ) -> Result<()> {
+    let zeros = vec![0; payloads.iter().copied().max().unwrap_or_default()];
+    let mut payloads = payloads.iter().cycle();
     let (mut next, mut looked) = (0.0, Instant::now());
     while !stop.load(Ordering::Relaxed) {
         // Without a pause: as many as make the look at the clock cheap.
         let passed = looked.elapsed().min(CATCH_UP).as_secs_f64();
         looked = Instant::now();
         next += per_second.map_or(64.0, |rate| passed * rate);
-        while next >= 1.0 {
+        while next >= 1.0 && !stop.load(Ordering::Relaxed) {
+            let payload = &zeros[..*payloads.next().expect("there is a size")];
             // A socket that is not connected hears nothing of ICMP errors; a full queue of the
             // sender's own (ENOBUFS) is a loss like any other.
             let was_sent = socket.send_to(payload, dial).is_ok();
@@ -133,12 +137,14 @@ mod tests {
         let [from, to] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").expect("a socket"));
         let dial = to.local_addr().expect("an address");
         let started = Instant::now();
-        let load = Load::start(&from, &to, dial, 1000, Some(8 * 1042 * 1000)).expect("a load");
+        // 1042 bytes of each on average.
+        let load = Load::start(&from, &to, dial, &[900, 1100], Some(8 * 1042 * 1000));
+        let load = load.expect("a load");
         wait_until("a hundred have come", Duration::from_secs(20), || {
             Ok(load.wire_bytes() >= 100 * 1042)
         })
         .expect("a thousand a second");
-        assert_eq!(load.wire_bytes() % 1042, 0, "whole datagrams");
+        assert!([0, 942].contains(&(load.wire_bytes() % 2084)), "whole datagrams, in turn");
         let most = started.elapsed().as_secs_f64() * 1000.0;
         assert!(load.sent() as f64 <= most + 1.0, "{} of {most}", load.sent());
     }
