@@ -6,9 +6,8 @@
 //! message. Names that an older kernel does not know are left out, since what a kernel does not
 //! know it does not do. Channels, which are the queues of a NIC, are in `channels`.
 
-use crate::genetlink::{
-    Family, Genetlink, GenetlinkError, attribute, attributes, nest, put, zero_ended,
-};
+use crate::attributes::{attribute, attributes, nest, put, zero_ended};
+use crate::genetlink::{Family, Genetlink, GenetlinkError};
 use rustix::io::Errno;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::OnceLock;
@@ -152,8 +151,8 @@ fn put_header(body: &mut Vec<u8>, device: &str) {
 fn bit_names(bitset: &[u8]) -> Vec<String> {
     let bits = attribute(bitset, ETHTOOL_A_BITSET_BITS).unwrap_or_default();
     attributes(bits)
-        .filter_map(|bit| {
-            let name = attribute(bit.value(), ETHTOOL_A_BITSET_BIT_NAME)?;
+        .filter_map(|(_, bit)| {
+            let name = attribute(bit, ETHTOOL_A_BITSET_BIT_NAME)?;
             Some(String::from_utf8_lossy(name).trim_end_matches('\0').to_owned())
         })
         .collect()

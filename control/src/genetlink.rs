@@ -1,8 +1,8 @@
 //! Generic netlink, as far as the families `ethtool` and `netdev` need it: one command, one answer
 //! (Documentation/userspace-api/netlink/intro.rst, "Generic Netlink").
 
+use crate::attributes::{attribute, put, zero_ended};
 use crate::netlink::errno_of;
-use netlink_packet_core::{NLA_F_NESTED, NlaBuffer, NlasIterator};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC};
 use rustix::io::Errno;
 use std::io;
@@ -195,79 +195,9 @@ impl Part<'_> {
     }
 }
 
-/// A text with the zero at its end.
-pub(crate) fn zero_ended(text: &str) -> Vec<u8> {
-    [text.as_bytes(), &[0]].concat()
-}
-
-/// Appends an attribute.
-pub(crate) fn put(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    let length = u16::try_from(4 + value.len()).expect("attributes are small");
-    out.extend(length.to_ne_bytes());
-    out.extend(kind.to_ne_bytes());
-    out.extend(value);
-    out.resize(out.len().next_multiple_of(4), 0);
-}
-
-/// Appends an attribute that holds what `fill` appends.
-pub(crate) fn nest(out: &mut Vec<u8>, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) {
-    let mut inner = Vec::new();
-    fill(&mut inner);
-    put(out, kind | NLA_F_NESTED, &inner);
-}
-
-/// The attributes in a payload, up to the first that cannot be read.
-pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
-    NlasIterator::new(bytes).map_while(Result::ok)
-}
-
-/// The value of the first attribute of this kind.
-pub(crate) fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    // Cut from `bytes` itself, since the iterator's items end with it.
-    let mut at = 0;
-    for found in attributes(bytes) {
-        let length = usize::from(found.length());
-        if found.kind() == kind {
-            return bytes.get(at + 4..at + length);
-        }
-        at += length.next_multiple_of(4);
-    }
-    None
-}
-
-/// The value of an attribute of 4 bytes.
-pub(crate) fn attribute_u32(bytes: &[u8], kind: u16) -> Option<u32> {
-    attribute(bytes, kind)?.first_chunk().copied().map(u32::from_ne_bytes)
-}
-
-/// The value of an attribute of 8 bytes.
-pub(crate) fn attribute_u64(bytes: &[u8], kind: u16) -> Option<u64> {
-    attribute(bytes, kind)?.first_chunk().copied().map(u64::from_ne_bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn attributes_are_padded_to_four_bytes_and_say_their_true_length() {
-        let mut out = Vec::new();
-        put(&mut out, 7, b"abc");
-        assert_eq!(out.len(), 8);
-        assert_eq!(out[..2], 7u16.to_ne_bytes());
-        assert_eq!(attribute(&out, 7), Some(&b"abc"[..]));
-        assert_eq!(attribute(&out, 8), None);
-        assert_eq!(attribute_u32(&out, 7), None, "too short");
-    }
-
-    #[test]
-    fn numbers_are_read_as_they_were_written() {
-        let mut out = Vec::new();
-        put(&mut out, 1, &7u32.to_ne_bytes());
-        put(&mut out, 2, &(1u64 << 40).to_ne_bytes());
-        assert_eq!((attribute_u32(&out, 1), attribute_u64(&out, 2)), (Some(7), Some(1 << 40)));
-        assert_eq!((attribute_u64(&out, 1), attribute_u32(&out, 3)), (None, None));
-    }
 
     #[test]
     fn damaged_messages_are_read_without_a_panic() {

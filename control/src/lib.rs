@@ -1,5 +1,6 @@
 //! Decides: CNI requests and kernel events in, tables for the workers out.
 
+mod attributes;
 pub mod cli;
 pub mod config;
 mod connections;

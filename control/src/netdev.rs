@@ -6,7 +6,8 @@
 
 use rustix::io::Errno;
 
-use crate::genetlink::{Family, Genetlink, GenetlinkError, attribute_u32, attribute_u64, put};
+use crate::attributes::{attribute_u32, attribute_u64, put};
+use crate::genetlink::{Family, Genetlink, GenetlinkError};
 
 // linux/netdev.h
 const NETDEV_CMD_DEV_GET: u8 = 1;

@@ -47,7 +47,7 @@ fn host_ports(addresses: [&str; 2], port: u16, pod: [&str; 2]) -> Vec<HostPortEn
     [both(Protocol::Tcp), both(Protocol::Udp)].concat()
 }
 
-fn with(host_ports: Vec<HostPortEntry>) -> NftConfig<'static> {
+fn with(host_ports: Vec<HostPortEntry>) -> NftConfig {
     NftConfig { host_ports, ..usual_config() }
 }
 
@@ -322,41 +322,46 @@ fn count(namespace: &Namespace, kind: &str, set: &str) -> usize {
     found["elem"].as_array().map_or(0, Vec::len)
 }
 
-/// Whether a client outside reaches [`POD_PORT`] of pod B by TCP at this port of the node.
-fn reaches_pod_b(network: &Network, side: usize, port: u16) -> bool {
-    let server = (&network.pod_b, POD_B[side], POD_PORT);
-    let result = connect(Transport::Tcp, &network.outside, (NODE[side], port), server);
+/// Whether a client outside reaches [`POD_PORT`] of a pod by TCP at this port of the node.
+fn is_reached(outside: &Namespace, pod: (&Namespace, [&str; 2]), side: usize, port: u16) -> bool {
+    let server = (pod.0, pod.1[side], POD_PORT);
+    let result = connect(Transport::Tcp, outside, (NODE[side], port), server);
     println!("port {port}: {result:?}");
     result.is_ok()
 }
 
 #[test]
 #[ignore = "needs root"]
-fn host_ports_come_and_go_one_by_one() {
-    let mut network = network(Worker::Dead, vec![]);
-    let reaches = |network: &Network, port| reaches_pod_b(network, 0, port);
+fn host_ports_come_and_go_pod_by_pod() {
+    let Network { node, pod_a, pod_b, outside, mut table, .. } = network(Worker::Dead, vec![]);
+    let a = || is_reached(&outside, (&pod_a, POD_A), 0, HOST_PORT + 2);
+    let b = |port| is_reached(&outside, (&pod_b, POD_B), 0, port);
     let first = host_port(Protocol::Tcp, ANY[0], HOST_PORT, (POD_B[0], POD_PORT));
     let second = host_port(Protocol::Tcp, NODE[0], HOST_PORT + 1, (POD_B[0], POD_PORT));
-    assert!(!reaches(&network, HOST_PORT));
-    network.table.add_host_ports(&[first]).unwrap();
-    network.table.add_host_ports(&[first, second]).unwrap();
-    network.table.add_host_ports(&[]).unwrap();
-    assert!(reaches(&network, HOST_PORT) && reaches(&network, HOST_PORT + 1));
-    assert_eq!(count(&network.node, "set", "container_ports4"), 1);
+    let other = host_port(Protocol::Tcp, ANY[0], HOST_PORT + 2, (POD_A[0], POD_PORT));
+    assert!(!a() && !b(HOST_PORT));
+    table.add_host_ports(&[first]).unwrap();
+    table.add_host_ports(&[first, second]).unwrap();
+    table.add_host_ports(&[]).unwrap();
+    assert!(b(HOST_PORT) && b(HOST_PORT + 1));
+    assert_eq!(count(&node, "set", "container_ports4"), 1);
+    table.add_host_ports(&[other]).unwrap();
+    assert!(a());
+    assert_eq!(count(&node, "set", "container_ports4"), 2);
 
-    network.table.remove_host_ports(&[first], |_| true).unwrap();
-    assert!(!reaches(&network, HOST_PORT) && reaches(&network, HOST_PORT + 1));
-    assert_eq!(count(&network.node, "set", "container_ports4"), 1);
-    assert_eq!(count(&network.node, "set", "hairpins4"), 1);
-    network.table.remove_host_ports(&[second], |_| false).unwrap();
-    assert!(!reaches(&network, HOST_PORT + 1));
+    table.remove_host_ports(&[first, second]).unwrap();
+    assert!(!b(HOST_PORT) && !b(HOST_PORT + 1) && a());
+    assert_eq!(count(&node, "set", "container_ports4"), 1);
+    assert_eq!(count(&node, "set", "hairpins4"), 1);
+    table.remove_host_ports(&[other]).unwrap();
+    assert!(!a());
     for (kind, set) in [
         ("map", "host_ports_any4"),
         ("map", "host_ports_one4"),
         ("set", "container_ports4"),
         ("set", "hairpins4"),
     ] {
-        assert_eq!(count(&network.node, kind, set), 0, "{set}");
+        assert_eq!(count(&node, kind, set), 0, "{set}");
     }
 }
 
@@ -372,10 +377,10 @@ fn a_change_that_does_not_fit_the_table_says_so_and_does_nothing() {
     assert!(changed(table.add_host_ports(&[first])), "there is no table");
     table.ensure(&with(vec![first])).unwrap();
     assert!(changed(table.add_host_ports(&[second, elsewhere])), "it leads to another pod");
-    assert!(changed(table.remove_host_ports(&[first, second], |_| false)), "it is not there");
+    assert!(changed(table.remove_host_ports(&[first, second])), "it is not there");
     assert_eq!(count(&namespace, "map", "host_ports_any4"), 1);
     namespace.shell("nft delete table inet viaduct");
-    assert!(changed(table.remove_host_ports(&[first], |_| false)), "somebody took it all");
+    assert!(changed(table.remove_host_ports(&[first])), "somebody took it all");
 }
 
 #[test]
@@ -391,7 +396,7 @@ fn what_others_do_to_host_ports_is_noticed_and_mended() {
     table.ensure(&config).unwrap();
     let extra = host_port(Protocol::Sctp, ANY[0], HOST_PORT, (POD_B[0], POD_PORT));
     table.add_host_ports(&[extra]).unwrap();
-    table.remove_host_ports(&[extra], |_| false).unwrap();
+    table.remove_host_ports(&[extra]).unwrap();
     assert!(!monitor.changed().unwrap(), "our own change was taken for another's");
     // Elements of a hash are listed in another order after each writing.
     let sorted = || {
@@ -433,26 +438,27 @@ fn many(count: u32) -> Vec<HostPortEntry> {
 #[test]
 #[ignore = "needs root"]
 fn ten_thousand_host_ports_are_written_at_once_and_changed_one_by_one() {
-    let mut network = network(Worker::Dead, vec![]);
+    let Network { node, pod_a, pod_b, outside, mut table, .. } = network(Worker::Dead, vec![]);
+    let reaches_a = || is_reached(&outside, (&pod_a, POD_A), 1, HOST_PORT + 1);
+    let reaches_b = || is_reached(&outside, (&pod_b, POD_B), 1, HOST_PORT);
     let mut entries = many(10_000);
     entries.extend(host_ports(ANY, HOST_PORT, POD_B));
     let begin = Instant::now();
-    network.table.ensure(&with(entries)).unwrap();
+    table.ensure(&with(entries)).unwrap();
     let written = begin.elapsed();
-    let reaches = |network: &Network, port| reaches_pod_b(network, 1, port);
-    assert!(reaches(&network, HOST_PORT));
-    assert_eq!(count(&network.node, "map", "host_ports_any6"), 10_002);
+    assert!(reaches_b());
+    assert_eq!(count(&node, "map", "host_ports_any6"), 10_002);
 
-    let one = host_port(Protocol::Tcp, ANY[1], HOST_PORT + 1, (POD_B[1], POD_PORT));
-    assert!(!reaches(&network, HOST_PORT + 1));
+    let one = host_port(Protocol::Tcp, ANY[1], HOST_PORT + 1, (POD_A[1], POD_PORT));
+    assert!(!reaches_a());
     let begin = Instant::now();
-    network.table.add_host_ports(&[one]).unwrap();
+    table.add_host_ports(&[one]).unwrap();
     let added = begin.elapsed();
-    assert!(reaches(&network, HOST_PORT + 1));
+    assert!(reaches_a());
     let begin = Instant::now();
-    network.table.remove_host_ports(&[one], |_| true).unwrap();
+    table.remove_host_ports(&[one]).unwrap();
     let removed = begin.elapsed();
-    assert!(!reaches(&network, HOST_PORT + 1) && reaches(&network, HOST_PORT));
+    assert!(!reaches_a() && reaches_b());
     println!("10,000 written in {written:?}; one more added in {added:?}, removed in {removed:?}");
 }
 

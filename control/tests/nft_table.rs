@@ -218,21 +218,6 @@ fn ensure_replaces_what_strangers_left_in_our_table() {
     assert_eq!(elements(&namespace, "pods4"), json!([prefix("10.244.1.0", 24)]));
 }
 
-#[test]
-#[ignore = "needs root"]
-fn an_impossible_interface_name_changes_nothing() {
-    let namespace = Namespace::new("name");
-    let mut table = namespace.inside(|| NftTable::open().unwrap());
-    for name in ["", "sixteen-letters-", "zero\0"] {
-        let mut config = usual_config();
-        config.node_port = name;
-        let error = table.ensure(&config).unwrap_err();
-        assert!(error.to_string().contains("is no interface name"), "{error}");
-    }
-    assert!(!table.present().unwrap());
-    table.ensure(&NftConfig { node_port: "fifteen-letters", ..usual_config() }).unwrap();
-}
-
 // ------------------------------------------------------------------------------- the monitor
 
 /// Whether the monitor's descriptor becomes readable within `patience`.

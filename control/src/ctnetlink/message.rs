@@ -10,7 +10,7 @@ use dataplane::conntrack::{Endpoint, FlowKey, Transport};
 use rustix::io::Errno;
 
 use super::{KernelFlow, Selection};
-use crate::genetlink::{attribute, nest, put};
+use crate::attributes::{attribute, nest, put};
 use crate::netlink::errno_of;
 use crate::nfnetlink::{ACK, DUMP, KIND_DONE, KIND_ERROR, Received, put_request, u32_at};
 

@@ -47,7 +47,7 @@ fn listed(flow: &KernelFlow, sequence: u32) -> Vec<u8> {
     let start = bytes.len();
     bytes.extend(&reply[HEADERS..HEADERS + tuple_bytes]);
     bytes[start + 2] = 2; // CTA_TUPLE_REPLY
-    crate::genetlink::put(&mut bytes, 3, &flow.status.to_be_bytes());
+    crate::attributes::put(&mut bytes, 3, &flow.status.to_be_bytes());
     let length = u32::try_from(bytes.len()).unwrap();
     bytes[0..4].copy_from_slice(&length.to_ne_bytes());
     bytes[4..6].copy_from_slice(&u16::from_be_bytes([1, 0]).to_ne_bytes());
@@ -155,8 +155,8 @@ fn a_list_of_one_port_says_what_must_be_equal() {
 fn a_connection_that_is_being_closed_is_told_from_one_that_is_not() {
     let is_closing = |kind: u16, state: u8| {
         let mut bytes = listed(&some_flow(), 5);
-        crate::genetlink::nest(&mut bytes, 4, |protocol| {
-            crate::genetlink::nest(protocol, kind, |of| crate::genetlink::put(of, 1, &[state]));
+        crate::attributes::nest(&mut bytes, 4, |protocol| {
+            crate::attributes::nest(protocol, kind, |of| crate::attributes::put(of, 1, &[state]));
         });
         let length = u32::try_from(bytes.len()).unwrap();
         bytes[0..4].copy_from_slice(&length.to_ne_bytes());

@@ -10,7 +10,6 @@ use super::compile::port_of;
 use super::{Engine, outside};
 use crate::host_ports::{Lead, of_pod};
 use crate::nft::{HostPortEntry, NftConfig, NftError};
-use crate::node::{HOST_IFNAME_PREFIX, NODE_IFNAME, WORKER_IFNAME};
 use crate::state::PodRecord;
 
 impl Engine {
@@ -20,7 +19,7 @@ impl Engine {
         self.nft.ensure(&config)
     }
 
-    fn nft_config(&self) -> NftConfig<'static> {
+    fn nft_config(&self) -> NftConfig {
         let config = &self.config;
         let outside = outside(config, self.state.pods()).into_iter().map(IpNet::from);
         NftConfig {
@@ -28,9 +27,6 @@ impl Engine {
             direct: config.uplink.direct.clone(),
             kernel: config.uplink.kernel.clone(),
             masquerade: config.node.masquerade,
-            node_port: NODE_IFNAME,
-            worker_end: WORKER_IFNAME,
-            host_ends: HOST_IFNAME_PREFIX,
             host_ports: self.state.pods().flat_map(entries).collect(),
             not_node: self.not_node.iter().copied().collect(),
         }
@@ -46,8 +42,7 @@ impl Engine {
     /// The kernel leads the host ports of a pod, which the state has no more, nowhere.
     pub(super) fn remove_kernel_host_ports(&mut self, pod: &PodRecord) -> Result<(), NftError> {
         let entries: Vec<HostPortEntry> = entries(pod).collect();
-        // All that lead to a port of a pod come and go with the pod.
-        let removed = self.nft.remove_host_ports(&entries, |_| false);
+        let removed = self.nft.remove_host_ports(&entries);
         self.or_anew(removed)
     }
 

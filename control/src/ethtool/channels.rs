@@ -3,7 +3,8 @@
 use rustix::io::Errno;
 
 use super::{Ethtool, EthtoolError, put_header};
-use crate::genetlink::{GenetlinkError, attribute_u32, put};
+use crate::attributes::{attribute_u32, put};
+use crate::genetlink::GenetlinkError;
 
 // linux/ethtool_netlink.h
 const ETHTOOL_MSG_CHANNELS_GET: u8 = 17;

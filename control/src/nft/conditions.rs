@@ -99,7 +99,7 @@ pub(super) fn does_not_leave_by(name: &str) -> Vec<Expression> {
 
 /// A name as it stands in registers: comparing all 16 bytes makes it exact, not a prefix.
 fn padded(name: &str) -> Vec<u8> {
-    assert!(name.len() < IFNAME_LEN, "interface names are checked before rules are made");
+    assert!(name.len() < IFNAME_LEN, "ours are names of interfaces");
     let mut bytes = name.as_bytes().to_vec();
     bytes.resize(IFNAME_LEN, 0);
     bytes

@@ -1,17 +1,12 @@
-//! Bytes of nf_tables netlink messages: attributes, messages, batches; and how to take received
-//! attributes apart again.
+//! Bytes of nf_tables netlink messages: attributes, messages, batches.
 //!
 //! netlink headers are in host byte order, nf_tables integers in network byte order
 //! (include/uapi/linux/netlink.h, include/uapi/linux/netfilter/nf_tables.h).
 
-use crate::nfnetlink::{ACK, DUMP, NETFILTER_HEADER_LEN, NETLINK_HEADER_LEN, put_request, u16_at};
+use netlink_packet_core::NLA_F_NESTED;
 
-/// Bytes of `struct nlattr`.
-const ATTRIBUTE_HEADER_LEN: usize = 4;
-/// `NLA_F_NESTED`: the payload of the attribute is attributes.
-const NESTED: u16 = 1 << 15;
-/// The bits of an attribute type that are not flags (`NLA_TYPE_MASK`).
-const ATTRIBUTE_TYPE_MASK: u16 = 0x3fff;
+use crate::attributes::{close, open, put, zero_ended};
+use crate::nfnetlink::{ACK, DUMP, NETFILTER_HEADER_LEN, NETLINK_HEADER_LEN, put_request};
 
 /// `NLM_F_CREATE`, `NLM_F_APPEND`.
 const CREATE: u16 = 0x400;
@@ -47,7 +42,7 @@ pub(super) mod message {
     pub(crate) const GETOBJ: u8 = 19;
 }
 
-/// Attributes that are being written, one after another, each padded to four bytes.
+/// Attributes that are being written.
 #[derive(Debug, Default)]
 pub(super) struct Attributes {
     bytes: Vec<u8>,
@@ -63,44 +58,24 @@ impl Attributes {
 
     /// Writes a string with the zero byte that ends it.
     pub(super) fn text(&mut self, kind: u16, value: &str) {
-        let start = self.open(kind);
-        self.bytes.extend_from_slice(value.as_bytes());
-        self.bytes.push(0);
-        self.close(start);
+        self.raw(kind, &zero_ended(value));
     }
 
     /// Writes bytes as they are.
     pub(super) fn raw(&mut self, kind: u16, value: &[u8]) {
-        let start = self.open(kind);
-        self.bytes.extend_from_slice(value);
-        self.close(start);
+        put(&mut self.bytes, kind, value);
     }
 
     /// Writes an attribute whose payload is what `inner` writes.
     pub(super) fn nested(&mut self, kind: u16, inner: impl FnOnce(&mut Attributes)) {
-        let start = self.open(kind | NESTED);
+        let start = open(&mut self.bytes, kind | NLA_F_NESTED);
         inner(self);
-        self.close(start);
+        close(&mut self.bytes, start);
     }
 
     /// Remembers that the expression `name` begins with the next attribute.
     pub(super) fn mark_expression(&mut self, name: &'static str) {
         self.expressions.push((self.bytes.len(), name));
-    }
-
-    fn open(&mut self, kind: u16) -> usize {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(&[0; 2]);
-        self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        start
-    }
-
-    /// The length of an attribute excludes the padding that follows it.
-    fn close(&mut self, start: usize) {
-        let len = u16::try_from(self.bytes.len() - start)
-            .expect("lists are cut into messages before an attribute reaches 64 KiB");
-        self.bytes[start..start + 2].copy_from_slice(&len.to_ne_bytes());
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 }
 
@@ -225,22 +200,12 @@ impl Batch {
     }
 }
 
-/// The attributes in `bytes` as type and payload; ends early where the bytes make no sense.
-pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let len = usize::from(u16_at(bytes, 0)?);
-        let kind = u16_at(bytes, 2)? & ATTRIBUTE_TYPE_MASK;
-        let payload = bytes.get(ATTRIBUTE_HEADER_LEN..len)?;
-        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, payload))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::attributes::attributes;
     use crate::nfnetlink::{REQUEST, messages};
 
     #[test]

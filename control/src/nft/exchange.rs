@@ -7,7 +7,8 @@ use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_send_buffer_size_force;
 
 use super::NftError;
-use super::encode::{Batch, SUBSYSTEM, Step, attributes, message};
+use super::encode::{Batch, SUBSYSTEM, Step, message};
+use crate::attributes::attributes;
 use crate::nfnetlink::{Connection, KIND_DONE, KIND_ERROR, Received, u32_at};
 
 /// Largest batch: one message to netlink must fit the send buffer. A prefix takes up to 80 bytes

@@ -12,11 +12,9 @@ use ipnet::IpNet;
 use std::net::IpAddr;
 
 use super::NftError;
-use super::encode::{
-    Batch, FAMILY_INET, FAMILY_UNSPECIFIED, SUBSYSTEM, TABLE_NAME, attributes, message,
-};
+use super::encode::{Batch, FAMILY_INET, FAMILY_UNSPECIFIED, SUBSYSTEM, TABLE_NAME, message};
 use super::exchange::Exchange;
-use crate::genetlink::attribute;
+use crate::attributes::{attribute, attributes};
 use crate::nfnetlink::u32_at;
 
 /// `NFPROTO_IPV4` and `NFPROTO_IPV6`; iptables-nft writes into these families.

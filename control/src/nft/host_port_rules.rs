@@ -53,6 +53,7 @@ use super::expressions::{End, Expression, Field, LABELS_LEN, Verdict};
 use super::host_ports::Set;
 use super::intervals::Family;
 use super::ruleset::{Chain, POSTROUTING, PREROUTING, Rule};
+use crate::node::{HOST_IFNAME_PREFIX, NODE_IFNAME};
 
 /// Name of the counter of rules 6 and 7.
 pub(super) const GUARDED: &str = "guarded";
@@ -79,22 +80,14 @@ const LABEL: [u8; LABELS_LEN] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x40,
 /// Where the label passes through registers: behind what the map of host ports gave.
 const LABEL_REGISTER: u32 = 8;
 
-/// Devices by which packets come from workers and, while none lives, from pods.
-pub(super) struct Devices<'a> {
-    /// The kernel's end of the node port.
-    pub(super) node_port: &'a str,
-    /// What names of pods' host ends begin with.
-    pub(super) host_ends: &'a str,
-}
-
 /// Rules 4 to 10.
-pub(super) fn before_routing(devices: &Devices<'_>) -> Vec<Rule> {
-    let mut rules = vec![answers_are_not_tracked(devices)];
-    rules.extend(loopback_stays_inside(devices));
+pub(super) fn before_routing() -> Vec<Rule> {
+    let mut rules = vec![answers_are_not_tracked()];
+    rules.extend(loopback_stays_inside());
     for family in Family::ALL {
-        rules.push(guard(devices, family));
-        rules.push(guard_against_errors(devices, family));
-        rules.push(errors_are_not_invalid(devices, family));
+        rules.push(guard(family));
+        rules.push(guard_against_errors(family));
+        rules.push(errors_are_not_invalid(family));
     }
     for chain in [ENTERING.name, OF_NODE.name] {
         for family in Family::ALL {
@@ -153,12 +146,12 @@ fn flow(family: Family, near: End, far: End) -> [Field; 4] {
     [addresses[0], addresses[1], Field::Transport, Field::Port(near)]
 }
 
-fn answers_are_not_tracked(devices: &Devices<'_>) -> Rule {
+fn answers_are_not_tracked() -> Rule {
     Rule {
         chain: PREROUTING.name,
         comment: "workers' answers of host ports",
         expressions: [
-            came_in_on(devices.node_port),
+            came_in_on(NODE_IFNAME),
             is_not(Field::Transport, &[ICMP]),
             is_not(Field::Transport, &[ICMPV6]),
             is_local(End::Source),
@@ -168,9 +161,9 @@ fn answers_are_not_tracked(devices: &Devices<'_>) -> Rule {
     }
 }
 
-fn loopback_stays_inside(devices: &Devices<'_>) -> Vec<Rule> {
+fn loopback_stays_inside() -> Vec<Rule> {
     let mut rules = Vec::new();
-    for came_in in [came_in_on(devices.node_port), came_in_on_one_of(devices.host_ends)] {
+    for came_in in [came_in_on(NODE_IFNAME), came_in_on_one_of(HOST_IFNAME_PREFIX)] {
         for end in [End::Source, End::Destination] {
             rules.push(Rule {
                 chain: PREROUTING.name,
@@ -192,13 +185,13 @@ fn guarded() -> Vec<Expression> {
     vec![Expression::NamedCounter(GUARDED.to_owned()), Expression::Verdict(Verdict::Drop)]
 }
 
-fn guard(devices: &Devices<'_>, family: Family) -> Rule {
+fn guard(family: Family) -> Rule {
     let [pod, _, transport, port] = flow(family, End::Source, End::Destination);
     Rule {
         chain: GUARD.name,
         comment: "an answer that nobody would translate",
         expressions: [
-            came_in_on_one_of(devices.host_ends),
+            came_in_on_one_of(HOST_IFNAME_PREFIX),
             family_is(family),
             state_is_one_of(STATE_NEW | STATE_INVALID | STATE_UNTRACKED),
             in_set(&[pod, transport, port], Set::ContainerPorts.name(family)),
@@ -208,7 +201,7 @@ fn guard(devices: &Devices<'_>, family: Family) -> Rule {
     }
 }
 
-fn guard_against_errors(devices: &Devices<'_>, family: Family) -> Rule {
+fn guard_against_errors(family: Family) -> Rule {
     let quoted = [
         Field::QuotedAddress(family, End::Destination),
         Field::QuotedTransport(family),
@@ -218,7 +211,7 @@ fn guard_against_errors(devices: &Devices<'_>, family: Family) -> Rule {
         chain: GUARD.name,
         comment: "an ICMP error that nobody would translate",
         expressions: [
-            came_in_on_one_of(devices.host_ends),
+            came_in_on_one_of(HOST_IFNAME_PREFIX),
             is_icmp(family),
             state_is_one_of(STATE_INVALID),
             in_set(&quoted, Set::ContainerPorts.name(family)),
@@ -228,12 +221,12 @@ fn guard_against_errors(devices: &Devices<'_>, family: Family) -> Rule {
     }
 }
 
-fn errors_are_not_invalid(devices: &Devices<'_>, family: Family) -> Rule {
+fn errors_are_not_invalid(family: Family) -> Rule {
     Rule {
         chain: GUARD.name,
         comment: "workers' ICMP errors about what the kernel does not know",
         expressions: [
-            came_in_on(devices.node_port),
+            came_in_on(NODE_IFNAME),
             is_icmp(family),
             state_is_one_of(STATE_INVALID),
             is_local(End::Source),

@@ -123,11 +123,6 @@ impl Set {
         };
         Shape { key, value }
     }
-
-    /// Whether an element may belong to several host ports, which lead to one port of a pod.
-    fn is_shared(self) -> bool {
-        !matches!(self, Set::One | Set::Any)
-    }
 }
 
 /// Makes all sets and maps and fills them; numbers them from `id` on.
@@ -150,15 +145,13 @@ pub(super) fn addition(entries: &[HostPortEntry]) -> Batch {
     batch.finish()
 }
 
-/// The batch that takes host ports away. `remaining` says of one of them whether another host port
-/// still leads to its container port.
-pub(super) fn removal(gone: &[HostPortEntry], remaining: impl Fn(&HostPortEntry) -> bool) -> Batch {
-    let last: Vec<HostPortEntry> = gone.iter().copied().filter(|one| !remaining(one)).collect();
+/// The batch that takes host ports away: all that lead to one port of a pod together, because they
+/// share elements.
+pub(super) fn removal(gone: &[HostPortEntry]) -> Batch {
     let mut batch = Batch::begin();
     for family in Family::ALL {
         for set in Set::OF_ENTRIES {
-            let of = if set.is_shared() { &last[..] } else { gone };
-            sets::take(&mut batch, &set.name(family), &elements(set, family, of));
+            sets::take(&mut batch, &set.name(family), &elements(set, family, gone));
         }
     }
     batch.finish()
@@ -256,13 +249,11 @@ mod tests {
     }
 
     #[test]
-    fn elements_that_two_host_ports_share_are_taken_out_with_the_last() {
+    fn elements_that_two_host_ports_share_are_there_once_and_go_with_them() {
         let two = [entry("0.0.0.0", 8080, "10.244.1.2"), entry("0.0.0.0", 8081, "10.244.1.2")];
         assert_eq!(elements(Set::ContainerPorts, Family::V4, &two).len(), 1);
         assert_eq!(elements(Set::Any, Family::V4, &two).len(), 2);
-        assert_eq!(kinds(&removal(&two[..1], |_| true)), [message::DELSETELEM]);
-        assert_eq!(kinds(&removal(&two[1..], |_| false)), [message::DELSETELEM; 3]);
-        assert_eq!(kinds(&removal(&two, |_| false)), [message::DELSETELEM; 3]);
+        assert_eq!(kinds(&removal(&two)), [message::DELSETELEM; 3]);
     }
 
     #[test]

@@ -37,15 +37,11 @@ pub use monitor::NftMonitor;
 /// Name of the only table that Viaduct writes (family `inet`, so it covers IPv4 and IPv6).
 pub const TABLE: &str = "viaduct";
 
-/// Longest interface name in bytes, without the terminating zero
-/// (include/uapi/linux/if.h, `IFNAMSIZ` = 16).
-const IFNAME_LEN_MAX: usize = 15;
-
 /// What the table has to say: a pure function of this is written by [`NftTable::ensure`].
 ///
 /// Prefixes may overlap, touch or repeat, and host bits are ignored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NftConfig<'a> {
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NftConfig {
     /// Prefixes of the pods of this node. Only packets from these are ever masqueraded.
     pub pod_cidrs: Vec<IpNet>,
     /// Destinations which pods reach with their own address.
@@ -55,14 +51,6 @@ pub struct NftConfig<'a> {
     /// Masquerade what pods send to destinations outside `direct`. Connections of pods that the
     /// kernel DNATed are masqueraded in either case: without it their replies bypass the kernel.
     pub masquerade: bool,
-    /// Kernel end of the node port (`viaduct0`): the device that leads to the local pods.
-    pub node_port: &'a str,
-    /// Worker's end of the node port (`viaduct1`): packets enter the kernel here only while no
-    /// worker is alive, and then for the second time.
-    pub worker_end: &'a str,
-    /// What the names of pods' host ends begin with (`vd`): pods' packets enter the kernel there
-    /// only while no worker is alive.
-    pub host_ends: &'a str,
     /// All host ports, no two of the same [`HostPortEntry::host_port`].
     pub host_ports: Vec<HostPortEntry>,
     /// Local addresses at which no host port is asked, because they are not the node's: kube-proxy
@@ -141,12 +129,6 @@ pub enum NftError {
         /// What the kernel answered.
         source: io::Error,
     },
-    /// A name that no interface can have.
-    #[error("{name:?} is no interface name; give one of 1 to 15 bytes without a zero byte")]
-    InterfaceName {
-        /// The name that was given.
-        name: String,
-    },
 }
 
 /// Our table in the network namespace in which this was opened.
@@ -168,12 +150,7 @@ impl NftTable {
     ///
     /// # Errors
     /// Every variant of [`NftError`] but `Socket`; the table is then as it was before.
-    pub fn ensure(&mut self, config: &NftConfig<'_>) -> Result<(), NftError> {
-        for name in [config.node_port, config.worker_end, config.host_ends] {
-            if name.is_empty() || name.len() > IFNAME_LEN_MAX || name.contains('\0') {
-                return Err(NftError::InterfaceName { name: name.to_owned() });
-            }
-        }
+    pub fn ensure(&mut self, config: &NftConfig) -> Result<(), NftError> {
         // The counter goes with the table, so it is carried over. What is dropped between the two
         // steps is not counted.
         let guarded = self.guarded()?;
@@ -194,23 +171,18 @@ impl NftTable {
         self.exchange.apply(&host_ports::addition(entries))
     }
 
-    /// Takes host ports away, in one atomic batch whose size depends on these alone. `remaining`
-    /// says of one of them whether another host port still leads to the same port of the pod; if
-    /// so, the guard and the masquerade of that port stay. Connections that exist keep the
+    /// Takes host ports away, in one atomic batch whose size depends on these alone: all that lead
+    /// to one port of a pod together, as they go with the pod. Connections that exist keep the
     /// translation they have.
     ///
     /// # Errors
     /// [`NftError::Changed`] if one of them is not there: call [`NftTable::ensure`] then. Else as
     /// [`NftTable::add_host_ports`]. None of them is gone then.
-    pub fn remove_host_ports(
-        &mut self,
-        gone: &[HostPortEntry],
-        remaining: impl Fn(&HostPortEntry) -> bool,
-    ) -> Result<(), NftError> {
+    pub fn remove_host_ports(&mut self, gone: &[HostPortEntry]) -> Result<(), NftError> {
         if gone.is_empty() {
             return Ok(());
         }
-        self.exchange.apply(&host_ports::removal(gone, remaining))
+        self.exchange.apply(&host_ports::removal(gone))
     }
 
     /// Follows [`NftConfig::not_node`]: `came` joined it, `went` left it.

@@ -11,7 +11,7 @@ use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use super::encode::{FAMILY_INET, SUBSYSTEM, TABLE_NAME};
 use super::exchange::socket_error;
 use super::{NftError, TABLE};
-use crate::genetlink::attribute;
+use crate::attributes::attribute;
 use crate::nfnetlink::{RECEIVE_BYTES, Received, messages};
 
 /// `NFNLGRP_NFTABLES` (include/uapi/linux/netfilter/nfnetlink.h): every committed change.

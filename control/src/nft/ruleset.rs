@@ -36,10 +36,11 @@ use super::conditions::{
 };
 use super::encode::{Batch, TABLE_NAME, message};
 use super::expressions::{End, Expression, Field, OBJECT_COUNTER};
-use super::host_port_rules::{self, Devices, GUARDED};
+use super::host_port_rules::{self, GUARDED};
 use super::intervals::{Family, difference, union};
 use super::{Guarded, NftConfig, TABLE, host_ports, sets};
-use crate::genetlink::attribute;
+use crate::attributes::attribute;
+use crate::node::{NODE_IFNAME, WORKER_IFNAME};
 
 const PODS: &str = "pods";
 const DIRECT: &str = "direct";
@@ -70,7 +71,7 @@ pub(super) struct Rule {
 
 /// The batch that makes the table what `config` asks for, whatever it is now. The guard's counter
 /// goes on from `guarded`.
-pub(super) fn replacement(config: &NftConfig<'_>, guarded: Guarded) -> Batch {
+pub(super) fn replacement(config: &NftConfig, guarded: Guarded) -> Batch {
     let mut batch = Batch::begin();
     clear(&mut batch);
     table(&mut batch, message::NEWTABLE, "the table");
@@ -102,14 +103,13 @@ pub(super) fn removal() -> Batch {
     batch.finish()
 }
 
-fn rules(config: &NftConfig<'_>) -> Vec<Rule> {
+fn rules(config: &NftConfig) -> Vec<Rule> {
     let mut rules = vec![Rule {
         chain: PREROUTING.name,
         comment: "second pass while no worker is alive",
-        expressions: [came_in_on(config.worker_end), vec![Expression::Untrack]].concat(),
+        expressions: [came_in_on(WORKER_IFNAME), vec![Expression::Untrack]].concat(),
     }];
-    let devices = Devices { node_port: config.node_port, host_ends: config.host_ends };
-    rules.extend(host_port_rules::before_routing(&devices));
+    rules.extend(host_port_rules::before_routing());
     rules.extend(host_port_rules::after_routing());
     for family in Family::ALL {
         rules.extend(masquerade(config, family));
@@ -118,7 +118,7 @@ fn rules(config: &NftConfig<'_>) -> Vec<Rule> {
 }
 
 /// Rules 2 and 3.
-fn masquerade(config: &NftConfig<'_>, family: Family) -> Vec<Rule> {
+fn masquerade(config: &NftConfig, family: Family) -> Vec<Rule> {
     let [source, destination] =
         [End::Source, End::Destination].map(|end| [Field::Address(family, end)]);
     let pods = [family_is(family), in_set(&source, set_name(PODS, family))].concat();
@@ -132,7 +132,7 @@ fn masquerade(config: &NftConfig<'_>, family: Family) -> Vec<Rule> {
         vec![rule("the reply has to pass the node again", destination_was_translated())];
     if config.masquerade {
         let elsewhere = not_in_set(&destination, set_name(DIRECT, family));
-        let outwards = does_not_leave_by(config.node_port);
+        let outwards = does_not_leave_by(NODE_IFNAME);
         rules.push(rule("pods leave the pod network", [elsewhere, outwards].concat()));
     }
     rules
@@ -223,21 +223,12 @@ mod tests {
     use crate::nfnetlink::messages;
     use crate::nft::encode::SUBSYSTEM;
 
-    fn config(pod_cidrs: Vec<IpNet>) -> NftConfig<'static> {
-        NftConfig {
-            direct: pod_cidrs.clone(),
-            pod_cidrs,
-            kernel: vec![],
-            masquerade: true,
-            node_port: "viaduct0",
-            worker_end: "viaduct1",
-            host_ends: "vd",
-            host_ports: vec![],
-            not_node: vec![],
-        }
+    fn config(pod_cidrs: Vec<IpNet>) -> NftConfig {
+        let direct = pod_cidrs.clone();
+        NftConfig { pod_cidrs, direct, masquerade: true, ..NftConfig::default() }
     }
 
-    fn replacement(config: &NftConfig<'_>) -> Batch {
+    fn replacement(config: &NftConfig) -> Batch {
         super::replacement(config, Guarded::default())
     }
 

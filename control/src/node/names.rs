@@ -114,6 +114,14 @@ mod tests {
     }
 
     #[test]
+    fn the_node_ports_ends_have_names_that_the_kernel_takes_and_that_are_no_pods() {
+        for name in [NODE_IFNAME, WORKER_IFNAME] {
+            assert!((1..=15).contains(&name.len()) && !name.contains('\0'), "{name}");
+            assert!(!name.starts_with(HOST_IFNAME_PREFIX), "rules tell them apart by this");
+        }
+    }
+
+    #[test]
     fn a_link_local_address_is_the_modified_eui_64() {
         let expected: Ipv6Addr = "fe80::034:56ff:fe78:9abc".parse().expect("address");
         assert_eq!(link_local([0x02, 0x34, 0x56, 0x78, 0x9a, 0xbc]), expected);

@@ -77,22 +77,13 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-pub fn config(pods: &[&str], direct: &[&str]) -> NftConfig<'static> {
+pub fn config(pods: &[&str], direct: &[&str]) -> NftConfig {
     let parse = |list: &[&str]| list.iter().map(|prefix| prefix.parse().unwrap()).collect();
-    NftConfig {
-        pod_cidrs: parse(pods),
-        direct: parse(direct),
-        kernel: vec![],
-        masquerade: true,
-        node_port: "viaduct0",
-        worker_end: "viaduct1",
-        host_ends: "vd",
-        host_ports: vec![],
-        not_node: vec![],
-    }
+    let (pod_cidrs, direct) = (parse(pods), parse(direct));
+    NftConfig { pod_cidrs, direct, masquerade: true, ..NftConfig::default() }
 }
 
-pub fn usual_config() -> NftConfig<'static> {
+pub fn usual_config() -> NftConfig {
     let pods = ["10.244.1.0/24", "fd00:10:244:1::/64"];
     config(&pods, &["10.244.0.0/16", "fd00:10:244::/48"])
 }
