@@ -2,21 +2,19 @@
 //!
 //! `State` is pure: no clock, no I/O, no randomness. A [`Change`] goes in, an [`Effect`] comes out,
 //! and the same changes always give the same state. What the workers forward by is compiled from it
-//! elsewhere; the journal keeps its [`PodRecord`]s, so their JSON form outlives a release: add
-//! fields with `#[serde(default)]`, never rename or remove one.
+//! elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::Bound;
 
 use cni_bridge::protocol::{Attachment, Bandwidth, GcRequest, PodAddress};
-use serde::{Deserialize, Serialize};
-
-use crate::endpoint::Offloads;
 
 mod error;
 mod host_ports;
 mod limits;
+mod names;
+mod record;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +22,7 @@ pub use error::StateError;
 pub use host_ports::{
     HOST_PORTS_MAX, HostPortAddress, HostPortKey, HostPortRecord, MasqueradeWish, host_ports_of,
 };
+pub use record::{Fallback, NewPod, PodRecord};
 
 /// Most addresses of one pod: far above dual stack with a few ranges, and a bound on what one
 /// request can make us store.
@@ -32,156 +31,6 @@ pub const ADDRESSES_PER_POD_MAX: usize = 16;
 /// First byte of a source MAC that carries offload hints instead of an address (design: "What the
 /// pod's kernel knows travels in the source MAC"), so no pod may own such an address.
 pub const HINT_MAC_PREFIX: u8 = 0x02;
-
-/// What the kernel does with a pod's packets while no daemon serves its port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Fallback {
-    /// The kernel forwards them: the pod keeps its network.
-    Pass,
-    /// They are dropped: a policy selects the pod, and only workers can hold it.
-    Drop,
-}
-
-/// A pod to attach, plumbed by the kernel but not yet served.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewPod {
-    /// Whom it is.
-    pub attachment: Attachment,
-    /// CNI_NETNS verbatim, for listings.
-    pub netns: String,
-    /// Inode number of the pod's network namespace.
-    pub netns_inode: u64,
-    /// Device number of the file system that inode is on.
-    pub netns_dev: u64,
-    /// Name of the host end of the veth pair.
-    pub host_ifname: String,
-    /// Interface index of the host end, in the daemon's namespace.
-    pub host_ifindex: u32,
-    /// MAC address of the pod's end.
-    pub mac: [u8; 6],
-    /// MAC address of the host end.
-    pub host_mac: [u8; 6],
-    /// The pod's addresses: 1 to [`ADDRESSES_PER_POD_MAX`], IPv4 first.
-    pub addresses: Vec<PodAddress>,
-    /// Largest IP packet in bytes that the pod's routes allow.
-    pub route_mtu: u32,
-    /// What the pod's kernel leaves to us.
-    pub offloads: Offloads,
-    /// Kubernetes namespace, or empty.
-    pub pod_namespace: String,
-    /// Kubernetes pod name, or empty.
-    pub pod_name: String,
-    /// What happens to its packets while no daemon runs.
-    pub fallback: Fallback,
-    /// Ports of the node that lead to it, made by [`host_ports_of`]. None of another pod's.
-    pub host_ports: Vec<HostPortRecord>,
-    /// Whose connections to them get another source.
-    pub masquerade: MasqueradeWish,
-    /// The limits that were asked for.
-    pub limits: Bandwidth,
-}
-
-/// An attached pod: a [`NewPod`] with its home.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PodRecord {
-    /// Whom it is.
-    pub attachment: Attachment,
-    /// CNI_NETNS verbatim, for listings.
-    pub netns: String,
-    /// Inode number of the pod's network namespace.
-    pub netns_inode: u64,
-    /// Device number of the file system that inode is on.
-    pub netns_dev: u64,
-    /// Name of the host end of the veth pair.
-    pub host_ifname: String,
-    /// Interface index of the host end, in the daemon's namespace.
-    pub host_ifindex: u32,
-    /// MAC address of the pod's end.
-    pub mac: [u8; 6],
-    /// MAC address of the host end.
-    pub host_mac: [u8; 6],
-    /// The pod's addresses: 1 to [`ADDRESSES_PER_POD_MAX`], IPv4 first.
-    pub addresses: Vec<PodAddress>,
-    /// Largest IP packet in bytes that the pod's routes allow.
-    pub route_mtu: u32,
-    /// What the pod's kernel leaves to us: chosen at ADD, for as long as the attachment lives. A
-    /// record that does not say is read as `basic`, which is right for every pod, if slower.
-    #[serde(default)]
-    pub offloads: Offloads,
-    /// Index of the worker that everything about this pod happens on.
-    pub worker: u16,
-    /// Index of its port among all ports of the node, below [`Limits::slots`].
-    pub slot: u32,
-    /// Kubernetes namespace, or empty.
-    pub pod_namespace: String,
-    /// Kubernetes pod name, or empty.
-    pub pod_name: String,
-    /// What happens to its packets while no daemon runs.
-    pub fallback: Fallback,
-    /// Generation of the state that first had this pod. No two pods share one, so it tells apart
-    /// the pods that had the same slot, address or name one after another.
-    pub generation: u64,
-    /// Ports of the node that lead to it, in the order of their keys. A record that does not say
-    /// is of a release without them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub host_ports: Vec<HostPortRecord>,
-    /// Whose connections to them get another source.
-    #[serde(default)]
-    pub masquerade: MasqueradeWish,
-    /// The limits that were asked for, last by `viaduct limits set` or else at ADD. A record that
-    /// does not say is of a pod without any.
-    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
-    pub limits: Bandwidth,
-}
-
-impl NewPod {
-    /// The record of this pod once its home is chosen.
-    fn at_home(self, worker: u16, slot: u32, generation: u64) -> PodRecord {
-        let NewPod {
-            attachment,
-            netns,
-            netns_inode,
-            netns_dev,
-            host_ifname,
-            host_ifindex,
-            mac,
-            host_mac,
-            addresses,
-            route_mtu,
-            offloads,
-            pod_namespace,
-            pod_name,
-            fallback,
-            mut host_ports,
-            masquerade,
-            limits,
-        } = self;
-        host_ports.sort_by_key(HostPortRecord::key);
-        PodRecord {
-            attachment,
-            netns,
-            netns_inode,
-            netns_dev,
-            host_ifname,
-            host_ifindex,
-            mac,
-            host_mac,
-            addresses,
-            route_mtu,
-            offloads,
-            worker,
-            slot,
-            pod_namespace,
-            pod_name,
-            fallback,
-            generation,
-            host_ports,
-            masquerade,
-            limits,
-        }
-    }
-}
 
 /// One wish to change the world.
 #[derive(Clone, Debug, PartialEq, Eq)]

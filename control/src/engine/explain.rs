@@ -21,7 +21,7 @@ use dataplane::xsk::program::Trial;
 use super::Engine;
 use super::compile::{flow_generation, port_of};
 use super::flows::SOURCE_PORTS;
-use crate::report::{Explanation, pod_name};
+use crate::report::Explanation;
 use crate::state::PodRecord;
 use crate::workers::NODE_SLOT;
 use story::Story;
@@ -164,7 +164,7 @@ impl Engine {
         if self.uplinks.is_named(from) {
             return Err(ExplainError::NotRaised(from.to_owned()));
         }
-        let pods: Vec<&PodRecord> = self.state.pods().filter(|pod| is_called(pod, from)).collect();
+        let pods = self.state.called(from);
         match pods[..] {
             [pod] => Ok(Origin {
                 name: name_of(pod),
@@ -204,17 +204,6 @@ fn is_near(flow: &Flow, key: &FlowKey) -> bool {
     let ends = [key.src, key.dst, masqueraded];
     flow.original.transport == key.transport
         && (ends.contains(&flow.original.src) || ends.contains(&flow.translated.src))
-}
-
-/// Whether a pod's interface is meant: as `viaduct flows --pod` names pods, or with its interface.
-fn is_called(pod: &PodRecord, from: &str) -> bool {
-    let attachment = &pod.attachment;
-    let is_container = |text: &str| !text.is_empty() && attachment.container_id.starts_with(text);
-    let with_ifname = from.rsplit_once('/');
-    pod.pod_name == from
-        || pod_name(&pod.pod_namespace, &pod.pod_name).as_deref() == Some(from)
-        || is_container(from)
-        || with_ifname.is_some_and(|(id, name)| is_container(id) && attachment.ifname == name)
 }
 
 /// What a pod's interface is called: its container and its own name.

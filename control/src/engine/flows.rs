@@ -13,7 +13,7 @@ use super::carried::Found;
 use super::compile::{flow_generation, port_of};
 use crate::flows::{FlowFiles, boot_words};
 use crate::journal::boot_id;
-use crate::report::{FlowRow, pod_name};
+use crate::report::FlowRow;
 use crate::server::sieved_page;
 use crate::workers::{WorkerFlows, random};
 
@@ -101,36 +101,23 @@ impl Engine {
         let pod = self.pod_at(flow.owner)?;
         let Flow { original, translated, .. } = flow;
         let ends = [original.src, original.dst, translated.src, translated.dst];
-        let names = Names {
-            whole: pod_name(&pod.pod_namespace, &pod.pod_name),
-            name: &pod.pod_name,
-            container: &pod.attachment.container_id,
-        };
-        let is_asked = flow_generation(pod) == flow.generation && is_met(filter, &names, &ends);
+        let is_asked = flow_generation(pod) == flow.generation
+            && filter.pod.as_ref().is_none_or(|text| pod.is_called(text))
+            && is_met(filter, &ends);
         let (container_id, ifname) = (&pod.attachment.container_id, &pod.attachment.ifname);
         is_asked.then(|| FlowRow::new(flow, worker, now_s, container_id, ifname))
     }
 }
 
-/// What a pod is called.
-struct Names<'a> {
-    whole: Option<String>,
-    name: &'a str,
-    container: &'a str,
-}
-
-/// Whether a flow between these ends, of a pod of these names, is asked for.
-fn is_met(filter: &FlowFilter, names: &Names<'_>, ends: &[Endpoint]) -> bool {
-    let FlowFilter { pod, address, port } = filter;
-    let is_named = |pod: &String| {
-        names.whole.as_ref() == Some(pod) || names.name == pod || names.container.starts_with(pod)
-    };
-    // Address and port are those of one end.
+/// Whether a flow between these ends is asked for, whosever it is: address and port are those of
+/// one end.
+fn is_met(filter: &FlowFilter, ends: &[Endpoint]) -> bool {
+    let FlowFilter { pod: _, address, port } = filter;
     let is_end = |end: &Endpoint| {
         address.is_none_or(|address| end.address == address)
             && port.is_none_or(|port| end.port == port)
     };
-    pod.as_ref().is_none_or(is_named) && ends.iter().any(is_end)
+    ends.iter().any(is_end)
 }
 
 /// The second that flows are dated by, see [`Flow::seen_s`].
@@ -145,28 +132,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flow_meets_address_and_port_at_one_end_and_the_pod_by_any_of_its_names() {
-        let filter = |pod: Option<&str>, address: Option<&str>, port| FlowFilter {
-            pod: pod.map(str::to_owned),
-            address: address.map(|text| text.parse().expect("an address")),
-            port,
-        };
+    fn a_flow_meets_address_and_port_at_one_end() {
         let ends = [("198.51.100.9", 40_000), ("192.0.2.1", 8080), ("10.244.1.5", 80)]
             .map(|(text, port)| Endpoint { address: text.parse::<IpAddr>().unwrap(), port });
-        let names =
-            Names { whole: Some("shop/cart".to_owned()), name: "cart", container: "c0ffee" };
-        let meets = |pod, address, port| is_met(&filter(pod, address, port), &names, &ends);
-        assert!(meets(None, None, None));
-        for pod in ["shop/cart", "cart", "c0ffee", "c0f"] {
-            assert!(meets(Some(pod), None, None), "{pod}");
-        }
-        for pod in ["shop", "other/cart", "ffee", "car"] {
-            assert!(!meets(Some(pod), None, None), "{pod}");
-        }
-        assert!(meets(None, Some("192.0.2.1"), Some(8080)));
-        assert!(meets(None, None, Some(40_000)) && meets(None, Some("10.244.1.5"), None));
-        assert!(!meets(None, Some("192.0.2.1"), Some(80)), "of two ends");
-        assert!(!meets(Some("shop"), Some("192.0.2.1"), None));
-        assert!(!meets(None, Some("192.0.2.2"), None) && !meets(None, None, Some(81)));
+        let meets = |address: Option<&str>, port| {
+            let address = address.map(|text| text.parse().expect("an address"));
+            is_met(&FlowFilter { pod: None, address, port }, &ends)
+        };
+        assert!(meets(None, None));
+        assert!(meets(Some("192.0.2.1"), Some(8080)));
+        assert!(meets(None, Some(40_000)) && meets(Some("10.244.1.5"), None));
+        assert!(!meets(Some("192.0.2.1"), Some(80)), "of two ends");
+        assert!(!meets(Some("192.0.2.2"), None) && !meets(None, Some(81)));
     }
 }

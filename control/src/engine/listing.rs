@@ -17,7 +17,7 @@ use crate::node::WORKER_IFNAME;
 use crate::report::{
     DirectionRow, DropKey, DropRow, FallbackAction, FallbackCounts, Features, FlowsRow, FramesRow,
     HopRow, PacketsRow, PodRow, PodState, PortKind, PortMode, PortRow, Report, RouteRow, Status,
-    WorkerRow, drop_rows, pod_name, port_down_row,
+    WorkerRow, drop_rows, port_down_row,
 };
 use crate::server::page;
 use crate::state::{Fallback, PodRecord};
@@ -321,7 +321,7 @@ impl Engine {
         let first = after.as_ref().and_then(|(port, ..)| *port).unwrap_or(NODE_SLOT);
         let node = (first == NODE_SLOT).then(|| self.port_drops(PortId(NODE_SLOT), WORKER_IFNAME));
         let pods = self.pods_from_port(first).map(|pod| {
-            let name = pod_name(&pod.pod_namespace, &pod.pod_name);
+            let name = pod.name();
             self.port_drops(port_of(pod), name.as_ref().unwrap_or(&pod.attachment.container_id))
         });
         let port_down = self.workers.handles().iter().map(|w| w.counters.port_down.get()).sum();

@@ -227,6 +227,34 @@ fn a_journal_written_before_there_were_limits_is_read_and_new_limits_replace_ear
 }
 
 #[test]
+fn limits_that_nobody_can_have_written_leave_the_record_before_them_in_force() {
+    let limits = |limits: serde_json::Value| {
+        let mut record = serde_json::to_value(attached(1)).unwrap();
+        record["attached"]["limits"] = limits;
+        line(&record).unwrap()
+    };
+    let mut text = String::from_utf8(written(&[attached(1)])).unwrap();
+    for wrong in [
+        serde_json::json!(5),
+        serde_json::json!({"ingress": 5}),
+        serde_json::json!({"egress": {"rate_bps": 5}}),
+        serde_json::json!({"egress": {"rate_bps": -5, "burst_bits": 8}}),
+        serde_json::json!({"egress": {"rate_bps": 1.5, "burst_bits": 8}}),
+        serde_json::json!({"egress": {"rate_bps": 1e30, "burst_bits": 8}}),
+        serde_json::json!({"egress": {"rate_bps": "10M", "burst_bits": 8}}),
+    ] {
+        text += &limits(wrong);
+        assert_eq!(remembered(text.as_bytes()), [attached(1)], "{text}");
+    }
+    // As large as can be is no damage.
+    let most = serde_json::json!({"rate_bps": u64::MAX, "burst_bits": RateRequest::BURST_BITS_MAX});
+    text += &limits(serde_json::json!({"egress": most}));
+    let records = remembered(text.as_bytes());
+    let [_, Record::Attached(pod)] = &records[..] else { panic!("{records:?}") };
+    assert_eq!(pod.limits.egress.map(|limit| limit.rate_bps), Some(u64::MAX));
+}
+
+#[test]
 fn the_next_format_is_read_and_the_one_after_it_is_refused_and_kept() {
     let with_format = |format| {
         let header = line(&Header { format, boot_id: BOOT.to_owned() }).unwrap();

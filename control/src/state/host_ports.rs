@@ -177,17 +177,6 @@ impl PodRecord {
         self.host_ports.get(index)
     }
 
-    /// Who it is, for a message: the pod's name where it has one.
-    pub(super) fn who(&self) -> String {
-        let PodRecord { attachment, pod_namespace, pod_name, .. } = self;
-        let container =
-            format!("interface {} of container {}", attachment.ifname, attachment.container_id);
-        match pod_name.is_empty() {
-            true => container,
-            false => format!("pod {pod_namespace}/{pod_name}, {container}"),
-        }
-    }
-
     /// That its host ports are in order, each once, and lead to the pod's own addresses: a journal
     /// may say anything.
     pub(super) fn check_own_host_ports(&self) -> Result<(), StateError> {

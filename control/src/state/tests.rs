@@ -4,6 +4,7 @@ use cni_bridge::protocol::{PortMapping, PortProtocol, RateRequest};
 use proptest::prelude::*;
 
 use super::*;
+use crate::endpoint::Offloads;
 
 const LIMITS: Limits = Limits { workers: 3, slots: 10, ports_per_worker: 4 };
 
@@ -39,6 +40,19 @@ pub(super) fn pod(id: u8, addresses: &[u8]) -> NewPod {
         masquerade: MasqueradeWish::Itself,
         limits: Bandwidth::default(),
     }
+}
+
+/// A state with these container IDs and interfaces, each another pod.
+pub(super) fn state_of(pods: &[(&str, &str)]) -> State {
+    let mut state = State::new(Limits { workers: 1, slots: 10, ports_per_worker: 10 });
+    for (id, (container_id, ifname)) in (1..).zip(pods) {
+        let mut new = pod(id, &[id]);
+        new.attachment.network = "n".to_owned();
+        new.attachment.container_id = (*container_id).to_owned();
+        new.attachment.ifname = (*ifname).to_owned();
+        state.apply(Change::Add(new)).unwrap();
+    }
+    state
 }
 
 fn mapping(host_ip: &str, host_port: u16) -> PortMapping {

@@ -1,6 +1,6 @@
-//! Which pod is meant, and what new limits leave alone.
+//! What limits are refused, what new ones leave alone, and when they end.
 
-use super::super::tests::{attachment, pod};
+use super::super::tests::{attachment, pod, state_of};
 use super::super::{Change, Limits, NewPod};
 use super::*;
 
@@ -8,50 +8,9 @@ fn limit(rate_bps: u64, burst_bits: u64) -> Option<RateRequest> {
     Some(RateRequest { rate_bps, burst_bits })
 }
 
-/// A state with these container IDs and interfaces, each another pod.
-fn state(pods: &[(&str, &str)]) -> State {
-    let mut state = State::new(Limits { workers: 1, slots: 10, ports_per_worker: 10 });
-    for (id, (container_id, ifname)) in (1..).zip(pods) {
-        let mut new = pod(id, &[id]);
-        new.attachment.network = "n".to_owned();
-        new.attachment.container_id = (*container_id).to_owned();
-        new.attachment.ifname = (*ifname).to_owned();
-        state.apply(Change::Add(new)).unwrap();
-    }
-    state
-}
-
-#[test]
-fn a_pod_is_found_by_as_much_of_its_id_as_tells_it_from_the_others() {
-    let state = state(&[("abc1", "eth0"), ("abc1", "net1"), ("abd", "eth0"), ("abdicate", "eth0")]);
-    let find = |id: &str, ifname: Option<&str>| {
-        let found = state.find(id, ifname).map(|pod| &pod.attachment);
-        found.map(|found| (found.container_id.as_str(), found.ifname.as_str()))
-    };
-    assert_eq!(find("abc", Some("eth0")), Ok(("abc1", "eth0")));
-    assert_eq!(find("abc1", Some("net1")), Ok(("abc1", "net1")));
-    assert_eq!(find("abd", None), Ok(("abd", "eth0")), "a whole ID, though another begins so");
-    assert_eq!(find("abdi", None), Ok(("abdicate", "eth0")));
-    for (id, ifname) in [("abe", None), ("", None), ("abc", Some("eth1")), ("bc", None)] {
-        let error = find(id, ifname).unwrap_err();
-        assert!(matches!(error, StateError::NoSuchPod { .. }), "{id}: {error}");
-        assert!(error.to_string().contains(id) && error.to_string().contains("viaduct pods"));
-        assert!(error.to_string().contains(ifname.unwrap_or("an interface here")), "{error}");
-    }
-    for (id, ifname, several) in [("abc1", None, 2), ("ab", None, 4), ("ab", Some("eth0"), 3)] {
-        let error = find(id, ifname).unwrap_err();
-        let StateError::SeveralPods { found, .. } = &error else { panic!("{error}") };
-        assert_eq!(*found, several);
-        let sentence = error.to_string();
-        for part in [id, "eth0 of abc1", "--ifname"] {
-            assert!(sentence.contains(part), "{sentence}");
-        }
-    }
-}
-
 #[test]
 fn new_limits_change_nothing_else_and_the_same_ones_nothing_at_all() {
-    let mut state = state(&[("a", "eth0"), ("b", "eth0")]);
+    let mut state = state_of(&[("a", "eth0"), ("b", "eth0")]);
     let before: Vec<PodRecord> = state.pods().cloned().collect();
     let generation = state.generation();
     let limits = Bandwidth { ingress: limit(10, 80), egress: None };
@@ -83,7 +42,7 @@ fn limits_that_cannot_be_are_refused_at_add_at_restore_and_later() {
             Bandwidth { ingress: wrong, egress: limit(1, 8) },
             Bandwidth { ingress: None, egress: wrong },
         ] {
-            let mut state = state(&[("a", "eth0")]);
+            let mut state = state_of(&[("a", "eth0")]);
             let before = state.clone();
             let record = state.pods().next().unwrap().clone();
             let other = NewPod { limits, ..pod(7, &[7]) };
@@ -105,8 +64,26 @@ fn limits_that_cannot_be_are_refused_at_add_at_restore_and_later() {
 }
 
 #[test]
+fn limits_end_with_the_pod_and_a_refused_add_changes_none() {
+    let limits = Bandwidth { ingress: limit(10, 80), egress: limit(20, 80) };
+    let mut state = State::new(Limits { workers: 1, slots: 10, ports_per_worker: 10 });
+    state.apply(Change::Add(NewPod { limits, ..pod(1, &[1]) })).unwrap();
+    let later = Bandwidth { ingress: None, ..limits };
+    state.apply(Change::SetLimits(attachment(1), later)).unwrap();
+    let again = state.apply(Change::Add(NewPod { limits, ..pod(1, &[1]) }));
+    assert_eq!(again, Err(StateError::AlreadyAttached(attachment(1))));
+    assert_eq!(state.pod(&attachment(1)).map(|pod| pod.limits), Some(later));
+
+    state.apply(Change::Remove(attachment(1))).unwrap();
+    let gone = state.apply(Change::SetLimits(attachment(1), limits));
+    assert!(matches!(gone, Err(StateError::NoSuchPod { .. })));
+    state.apply(Change::Add(pod(1, &[1]))).unwrap();
+    assert_eq!(state.pod(&attachment(1)).map(|pod| pod.limits), Some(Bandwidth::default()));
+}
+
+#[test]
 fn a_record_of_an_earlier_release_is_of_a_pod_without_limits() {
-    let mut state = state(&[("a", "eth0")]);
+    let mut state = state_of(&[("a", "eth0")]);
     let unlimited = state.pods().next().unwrap().clone();
     let json = serde_json::to_value(&unlimited).unwrap();
     assert_eq!(json.get("limits"), None, "what earlier releases wrote");
