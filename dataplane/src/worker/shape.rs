@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use super::rest::monotonic_ns;
-use super::{Admitted, Direction, Worker};
+use super::{Admitted, BATCH_MAX, Direction, Worker};
 use crate::counters::DirectionCounters;
 use crate::crossing::Routed;
 use crate::drop::DropReason;
@@ -224,9 +224,14 @@ impl<P: PacketIo> Worker<P> {
                 Some(line)
             }
             (Some(line), None) => {
+                let mut sent = 0;
                 while let Some(packet) = self.shaper.take_back(line) {
                     self.count_held();
                     self.send_waiting(tables, packet);
+                    sent += 1;
+                    if sent % BATCH_MAX == 0 {
+                        self.kick(); // more may have waited than a tx ring holds
+                    }
                 }
                 self.shaper.close(line);
                 None

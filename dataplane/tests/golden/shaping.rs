@@ -7,6 +7,7 @@ mod window;
 use dataplane::drop::DropReason;
 use dataplane::shaper::{Limit, Limits};
 use dataplane::sim::Sent;
+use dataplane::worker::BATCH_MAX;
 
 use crate::FAMILIES;
 use crate::harness::packet::{Check, Packet, packet};
@@ -274,6 +275,21 @@ fn a_limit_that_goes_lets_go_what_waits() {
         assert_eq!(node.sent(B.id).len(), 10);
         assert_eq!(node.all_drops(), []);
     });
+}
+
+#[test]
+fn what_a_limit_that_goes_lets_go_may_be_more_than_a_ring_holds() {
+    for limited in LIMITED {
+        let mut node = Node::new(Setup { frames: 4_096, tx: BATCH_MAX, ..Setup::default() });
+        limited.set(&mut node, limit(10 * SLOW));
+        for _ in 0..5 {
+            send(&mut node, false, 40);
+        }
+        node.limit(limited.pod.id, Limits::default());
+        node.run();
+        assert_eq!(node.sent(B.id).len(), 200);
+        assert_eq!(node.all_drops(), []);
+    }
 }
 
 #[test]
