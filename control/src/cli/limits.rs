@@ -64,13 +64,14 @@ pub(super) enum Rate {
 }
 
 impl FromStr for Rate {
-    type Err = QuantityError;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Rate, QuantityError> {
-        match text {
-            "none" => Ok(Rate::None),
-            text => text.parse().map(Rate::Bits),
+    fn from_str(text: &str) -> Result<Rate, String> {
+        if text == "none" {
+            return Ok(Rate::None);
         }
+        let bits: Result<Quantity, QuantityError> = text.parse();
+        bits.map(Rate::Bits).map_err(|error| format!("{error}; for no limit write none"))
     }
 }
 

@@ -359,6 +359,7 @@ fn limits_that_say_nothing_or_nonsense_are_one_sentence_and_reach_no_daemon() {
         (&["c0ffee", "--burst", "1M", "--egress", "none"], "burst without a rate"),
         (&["c0ffee", "--ingress", "fast"], "as in 10M"),
         (&["c0ffee", "--ingress", "0"], "less than 1"),
+        (&["c0ffee", "--ingress", "0"], "for no limit write none"),
         (&["c0ffee", "--egress", "100m"], "less than 1"),
         (&["c0ffee", "--egress", "20E"], "does not fit"),
         (&["c0ffee", "--egress", "None"], "as in 10M"),
