@@ -45,7 +45,8 @@ pub struct Options {
     /// A sample: an eighth of the matrix, one rate beside the plugin, and one turn of each arm
     #[arg(long)]
     quick: bool,
-    /// Of the matrix only what has this in its name, such as "UDP, mixed, 1G, from pod"
+    /// Of the matrix, or beside the plugin, only what has this in its name: "UDP, mixed, 1G, from
+    /// pod", or "1 cubic"
     #[arg(long)]
     only: Option<String>,
     /// Rates at which the plugin stands beside, as Kubernetes writes them
@@ -117,6 +118,11 @@ impl Options {
     fn rates(&self) -> &[Rate] {
         let count = if self.quick { 1 } else { self.rates.len() };
         &self.rates[..count.min(self.rates.len())]
+    }
+
+    /// Whether what is called so is to be measured.
+    fn names(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|text| name.contains(text))
     }
 
     fn window(&self) -> Duration {

@@ -88,6 +88,8 @@ struct Limited<'a> {
 pub fn measure(setup: &Setup, options: &Options) -> Result<Found> {
     let available = fs::read_to_string(AVAILABLE).with_context(|| format!("read {AVAILABLE}"))?;
     let streams = usable(&available);
+    let cases = cases(options.rates(), &streams).filter(|case| options.names(&name_of(*case)));
+    let cases: Vec<Case> = cases.collect();
     let arms = Arm::both(setup)?;
     let add = |arm: &Arm, id: &str, limit| {
         let place = arm.add(id, limit)?;
@@ -109,10 +111,11 @@ pub fn measure(setup: &Setup, options: &Options) -> Result<Found> {
     let mut turns = Vec::new();
     for pair in 0..options.pairs() {
         for limited in &limited {
-            for (turn, streams) in (0..2).flat_map(|turn| streams.iter().map(move |s| (turn, *s))) {
+            let cases = cases.iter().filter(|case| limited.is_asked(case));
+            for (turn, case) in (0..2).flat_map(|turn| cases.clone().map(move |c| (turn, *c))) {
                 interrupt::check()?;
                 let arm = (pair + turn) as usize % 2;
-                let turn = limited.take_turn(arm, streams, options.window())?;
+                let turn = limited.take_turn(arm, case.2, options.window())?;
                 progress(&format!(
                     "turn {} of {}: {}, {}: error {:+.2} %, p99 {:.0} µs",
                     pair + 1,
@@ -126,7 +129,7 @@ pub fn measure(setup: &Setup, options: &Options) -> Result<Found> {
             }
         }
     }
-    Ok(sum_up(options.rates(), &streams, &turns))
+    Ok(sum_up(&cases, &turns))
 }
 
 /// The streams whose congestion control the kernel has; says so of others.
@@ -161,6 +164,10 @@ fn both<T>(arms: &[Arm; 2], make: impl Fn(&Arm) -> Result<T>) -> Result<[T; 2]> 
 }
 
 impl Limited<'_> {
+    fn is_asked(&self, (rate, direction, _): &Case) -> bool {
+        (self.asked.rate, self.asked.direction) == (*rate, *direction)
+    }
+
     fn take_turn(
         &self,
         arm: usize,
@@ -215,7 +222,7 @@ fn look(lane: &Lane<'_>, window: Duration) -> Result<Beside> {
     Ok(Beside { delivered, times: Times::of(&times), lost, cpu })
 }
 
-fn sum_up(rates: &[Rate], streams: &[Streams], turns: &[Turn]) -> Found {
+fn sum_up(cases: &[Case], turns: &[Turn]) -> Found {
     let heads = [
         "limit, arm",
         "error %",
@@ -232,7 +239,7 @@ fn sum_up(rates: &[Rate], streams: &[Streams], turns: &[Turn]) -> Found {
     let ratio = "added latency, viaduct / bandwidth, turn by turn";
     let mut paired = Table::new(ratio, &["limit", "p50", "turns", "p99", "turns"]);
     let (mut targets, mut ratios) = (Vec::new(), Vec::new());
-    for case in cases(rates, streams) {
+    for case in cases.iter().copied() {
         let name = name_of(case);
         let of = |arm: &str| -> Vec<&Turn> {
             turns.iter().filter(|turn| turn.case() == case && turn.arm == arm).collect()

@@ -252,16 +252,16 @@ impl Crowd {
 
 /// What is to be reached: the ratios of these figures, and the bounds of some.
 fn ratios(turns: &[Turn], pods: u64) -> Vec<(Ratio, Option<Bound>)> {
-    let cost: Figure = |turn| turn.busy_ns_per_packet.unwrap_or_default();
+    let cost: Figure = |turn| turn.cpu_ns_per_packet.unwrap_or_default();
     let throughput: Figure = |turn| turn.pair_gbit_per_s;
     let latency: Figure = |turn| turn.pair.p99_us;
     let (least, most) = (|bound| Some(Bound::AtLeast(bound)), |bound| Some(Bound::AtMost(bound)));
     let wanted = [
-        ("worker's time per packet", cost, Ring::One, most(COST)),
+        ("worker's CPU time per packet", cost, Ring::One, most(COST)),
         ("pair's throughput", throughput, Ring::Silent, least(THROUGHPUT)),
         ("pair's p99", latency, Ring::Silent, most(LATENCY)),
         // What of it is the work of so many pods, and not of their limits.
-        ("worker's time per packet", cost, Ring::Unlimited, None),
+        ("worker's CPU time per packet", cost, Ring::Unlimited, None),
         ("pair's throughput", throughput, Ring::Unlimited, None),
         ("pair's p99", latency, Ring::Unlimited, None),
     ];
@@ -357,7 +357,7 @@ mod tests {
             ring,
             direction: Direction::ToPod,
             error_percent: errors.to_vec(),
-            busy_ns_per_packet: Some(cost),
+            busy_ns_per_packet: Some(3.0 * cost),
             cpu_ns_per_packet: Some(2.0 * cost),
             packets_per_s: 1.0,
             pair_gbit_per_s: gbit,

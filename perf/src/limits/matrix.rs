@@ -61,10 +61,8 @@ pub fn measure(setup: &Setup, options: &Options) -> Result<Found> {
         true => sample().collect(),
         false => all().collect(),
     };
-    if let Some(text) = &options.only {
-        cells.retain(|cell| cell.to_string().contains(text));
-        ensure!(!cells.is_empty(), "no rate is called \"{text}\"; progress shows their names");
-    }
+    cells.retain(|cell| options.names(&cell.to_string()));
+    ensure!(!cells.is_empty(), "no rate is called so; progress shows their names");
     let together = together(&cells);
     progress(&format!("{} rates, in {} groups", cells.len(), together.len()));
     let pairs = Pairs::build(setup)?;
