@@ -122,10 +122,10 @@ fn crowded(setup: Setup) -> Node {
 fn cause(reason: DropReason) -> Node {
     let two = Setup { workers: 2, ..Setup::default() };
     match reason {
-        // 142 bytes each: ten may wait in any case, and one leaves at once.
-        ShaperFull => limited(1024, 1_000_000, 12),
-        // The ports hold all frames but 24, of which ten may wait.
-        ShaperNoFrames => limited(8 * 64 + 24, 1_000_000_000, 12),
+        // 142 bytes each: twenty may wait in any case, and one leaves at once.
+        ShaperFull => limited(1024, 1_000_000, 22),
+        // The ports hold all frames but 24, of which twenty may wait.
+        ShaperNoFrames => limited(8 * 64 + 24, 1_000_000_000, 22),
         TooShort => arrived(&A, good(false).build()[..20].to_vec()),
         UnknownEtherType => changed(good(false), 13, 0x37),
         OtherHost => sent(good(false).dst_mac(B.mac)),

@@ -110,6 +110,21 @@ fn ten_packets_wait_however_slow_the_line_and_scarce_the_memory() {
 }
 
 #[test]
+fn where_long_packets_take_every_place_short_ones_are_heard() {
+    let mut shaper = Shaper::new(100);
+    let id = shaper.open(&limit(1_000_000, 1));
+    assert_eq!(fill(&mut shaper, id, 0), 11);
+    let full = Offer::Refuse(DropReason::ShaperFull);
+    assert_eq!(shaper.offer(id, Size { wire_bytes: 257, frames: 1 }, PLENTY), full);
+    let short = Size { wire_bytes: 256, frames: 1 };
+    for number in 0..10 {
+        assert_eq!(shaper.offer(id, short, 0), Offer::Wait { mark: true });
+        shaper.push(id, short, number);
+    }
+    assert_eq!(shaper.offer(id, short, PLENTY), full, "an eleventh");
+}
+
+#[test]
 fn one_super_packet_waits_however_slow_the_line_and_scarce_the_memory_and_not_ten() {
     let whole = Size { wire_bytes: 68_000, frames: 17 };
     for (bits_per_s, reason, free, mark) in [
@@ -471,9 +486,14 @@ impl ModelLine {
         self.queue.iter().map(|(size, _)| size.frames).sum()
     }
 
+    fn is_beyond_what_always_may(&self, own: Size) -> bool {
+        let packets = if own.wire_bytes <= 256 { 20 } else { 10 };
+        self.queue.len() >= packets || self.frames() + own.frames > 30
+    }
+
     fn is_full(&self, own: Size) -> bool {
-        let is_much = self.queue.len() >= 10 || self.frames() + own.frames > 30;
-        is_much && self.wait_ns(own.wire_bytes) > self.limit.queue_ns.into()
+        self.is_beyond_what_always_may(own)
+            && self.wait_ns(own.wire_bytes) > self.limit.queue_ns.into()
     }
 
     fn offer(&mut self, size: Size, free: u32) -> Offer {
@@ -483,7 +503,7 @@ impl ModelLine {
         let frames = self.frames() + size.frames;
         if self.is_full(size) {
             Offer::Refuse(DropReason::ShaperFull)
-        } else if (self.queue.len() >= 10 || frames > 30) && frames > free / 4 {
+        } else if self.is_beyond_what_always_may(size) && frames > free / 4 {
             Offer::Refuse(DropReason::ShaperNoFrames)
         } else {
             let half = i128::from(self.limit.queue_ns / 2);
@@ -558,7 +578,7 @@ proptest! {
                 }
                 Step::Shed(line) => {
                     let line_model = model[line].at(now_ns);
-                    let full = line_model.is_full(Size { wire_bytes: 0, frames: 0 });
+                    let full = line_model.is_full(Size { wire_bytes: 257, frames: 0 });
                     let first = if full { line_model.queue.pop_front() } else { None };
                     prop_assert_eq!(shaper.shed(ids[line]), first.map(|(_, number)| number));
                 }
