@@ -166,3 +166,27 @@ fn an_add_with_limits_that_cannot_be_leaves_nothing() {
         Ok(())
     });
 }
+
+#[test]
+#[ignore = "needs root"]
+fn limits_of_a_pod_that_is_collected_end_with_it() {
+    on_each(vec![Setup::new(PortMode::Auto, 1)], |node| {
+        let slow = || json!({"ingressRate": 1_000_000, "ingressBurst": RUNTIME_BURST});
+        let kept = add(node, "kept", slow())?;
+        let _gone = add(node, "gone", slow())?;
+        let mut conf = node.conf(None);
+        conf["cniVersion"] = json!("1.1.0"); // the first with GC
+        conf["cni.dev/valid-attachments"] = json!([{"containerID": "kept", "ifname": "eth0"}]);
+        let outcome = node.call("GC", "", None, &conf)?;
+        ensure!(outcome.code == Some(0), "GC: {outcome:?}");
+        let row = |name| {
+            let burst = 65_536;
+            json!([name, "eth0", "ingress", 1_000_000, RUNTIME_BURST, 1_000_000, burst])
+        };
+        has(node, &[row("kept")])?;
+        // Who comes by the same name has what it asks for, and nothing of who went.
+        node.add_pod("gone")?;
+        has(node, &[row("kept")])?;
+        node.check_pod(&kept)
+    });
+}
