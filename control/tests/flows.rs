@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 
 use control::flows::{FlowFileError, FlowFiles};
 use dataplane::conntrack::{
@@ -16,6 +17,11 @@ use dataplane::conntrack::{
 use dataplane::port::PortId;
 
 const BOOT: [u64; 2] = [11, 12];
+
+/// Held while a program is started: until it runs, it has all files of this process open, and none
+/// of those gives its room back.
+static STARTING: Mutex<()> = Mutex::new(());
+
 /// The pods; each is homed on the worker that has the rest of its number.
 const OWNERS: u16 = 4;
 
@@ -105,7 +111,12 @@ fn spawn(dir: &Path, round: u32) -> Child {
     let mut command = Command::new(program);
     command.args(["--exact", name, "--nocapture", "--test-threads=1"]);
     command.env(DIR, dir).env(ROUND, round.to_string());
-    command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("start a process")
+    run(command.stdout(Stdio::piped()).stderr(Stdio::null()))
+}
+
+fn run(command: &mut Command) -> Child {
+    let _alone = STARTING.lock();
+    command.spawn().expect("start a process")
 }
 
 #[test]
@@ -151,14 +162,14 @@ impl Tmpfs {
         let options = format!("size={kilobytes}k");
         let mut command = Command::new("mount");
         command.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(dir.path());
-        assert!(command.status().expect("mount").success());
+        assert!(run(&mut command).wait().expect("mount").success());
         Tmpfs(dir)
     }
 }
 
 impl Drop for Tmpfs {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0.path()).status();
+        let _ = run(Command::new("umount").arg(self.0.path())).wait();
     }
 }
 
@@ -181,6 +192,7 @@ fn a_full_file_system_is_a_refusal_that_names_the_setting() {
 #[test]
 fn a_file_system_with_room_for_one_table_loses_no_flow_in_a_restart() {
     let tmpfs = Tmpfs::new(1024);
+    let _nobody_starts = STARTING.lock();
     for round in 0..5 {
         let mut tables = start(tmpfs.0.path(), 1, 8_000, |_| ());
         let found = numbers(tables[0].records()).len();
