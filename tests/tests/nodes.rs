@@ -41,13 +41,21 @@ impl<'a> Party<'a> {
     }
 }
 
-/// A datagram arrives, and its receiver sees the address that its sender has.
-fn arrives_untranslated(from: &UdpSocket, to: &UdpSocket) -> Result<()> {
+/// A datagram arrives, and its receiver sees the address that its sender has. Of so many, one at
+/// least.
+fn arrives_untranslated(from: &UdpSocket, to: &UdpSocket, datagrams: u32) -> Result<()> {
     let (source, destination) = (from.local_addr()?, to.local_addr()?);
-    from.send_to(source.to_string().as_bytes(), destination)?;
     let mut text = [0; 64];
-    let (len, seen) =
-        to.recv_from(&mut text).with_context(|| format!("{source} to {destination}"))?;
+    let mut received = None;
+    for _ in 0..datagrams {
+        from.send_to(source.to_string().as_bytes(), destination)?;
+        received = Some(to.recv_from(&mut text));
+        if matches!(received, Some(Ok(_))) {
+            break;
+        }
+    }
+    let received = received.context("one was sent")?;
+    let (len, seen) = received.with_context(|| format!("{source} to {destination}"))?;
     let text = String::from_utf8_lossy(&text[..len]).into_owned();
     ensure!(text == source.to_string(), "{destination} got what {text} sent, not {source}");
     ensure!(seen == source, "{destination} sees {seen}, not {source}");
@@ -57,11 +65,13 @@ fn arrives_untranslated(from: &UdpSocket, to: &UdpSocket) -> Result<()> {
 /// Every pod reaches every pod, and every node's pods are spread over all its workers.
 fn all_pairs_reach_each_other(cluster: &Cluster, pods: &[Vec<Pod>]) -> Result<()> {
     let parties = pods.iter().flatten().map(Party::new).collect::<Result<Vec<_>>>()?;
+    // Plain Linux on a busy machine has lost the first one to a neighbour.
+    let datagrams = if cluster.setup().forwarder == Forwarder::Kernel { 3 } else { 1 };
     let mut pairs = 0;
     for from in &parties {
         for to in parties.iter().filter(|to| to.pod.container_id != from.pod.container_id) {
             for (from, to) in from.sockets.iter().zip(&to.sockets) {
-                arrives_untranslated(from, to)?;
+                arrives_untranslated(from, to, datagrams)?;
                 pairs += 1;
             }
         }
