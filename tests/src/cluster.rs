@@ -187,6 +187,16 @@ impl ClusterSetup {
     }
 }
 
+/// Makes a node or a stranger forget its neighbors on the uplink. `ip` gives up when they are asked
+/// for again in each of its ten rounds, which a daemon does.
+///
+/// # Errors
+/// When that is so for long.
+pub fn forget_neighbors(namespace: &Namespace) -> Result<()> {
+    let line = format!("neigh flush dev {UPLINK}");
+    wait_until("neighbors are forgotten", WARM_WITHIN, || Ok(ip(namespace, &line).is_ok()))
+}
+
 /// Runs a test on a cluster of each setup. After it every daemon must account for its frames and
 /// packets, and must have logged no error. With `VIADUCT_E2E_ORACLE` in the environment only what
 /// is asked of plain Linux is run: that needs no daemon, and shows that the test itself can pass.

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::cluster::{Cluster, ClusterSetup, DIRECT, Forwarder, UPLINK, kernel_forwarded, mac_of};
-use e2e::cluster::{UplinkPackets, on_clusters};
+use e2e::cluster::{Cluster, ClusterSetup, DIRECT, Forwarder, UPLINK, forget_neighbors};
+use e2e::cluster::{UplinkPackets, kernel_forwarded, mac_of, on_clusters};
 use e2e::daemon::ip;
 use e2e::netns::{Namespace, wait_until};
 use e2e::pod::{IFNAME, Pod};
@@ -61,10 +61,10 @@ fn the_node_keeps_its_own_network() {
             for (address, own) in Cluster::address(0).into_iter().zip(Cluster::address(STRANGER)) {
                 // Neighbors are asked for again: by broadcast in IPv4, by multicast in IPv6.
                 for namespace in [&host, node] {
-                    ip(namespace, &format!("neigh flush dev {UPLINK}"))?;
+                    forget_neighbors(namespace)?;
                 }
                 reaches(&host, address)?;
-                ip(node, &format!("neigh flush dev {UPLINK}"))?;
+                forget_neighbors(node)?;
                 reaches(node, own)?;
                 for port in [22, 179] {
                     let listener = listen(node, address, port)?;

@@ -10,7 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use e2e::cluster::{Cluster, ClusterSetup, Forwarder, Networkd, UPLINK, on_clusters};
+use e2e::cluster::{Cluster, ClusterSetup, Forwarder, Networkd, UPLINK};
+use e2e::cluster::{forget_neighbors, on_clusters};
 use e2e::daemon::{Node, ip};
 use e2e::netns::{Namespace, wait_until};
 use e2e::pod::Pod;
@@ -196,7 +197,7 @@ fn f14_the_interface_gets_another_mac() {
         let node = cluster.node(0).namespace();
         ip(node, &format!("link set {UPLINK} address 0a:00:00:00:00:77"))?;
         // The kernel does not say so to the others: their entries become stale, and are asked for.
-        ip(cluster.node(1).namespace(), &format!("neigh flush dev {UPLINK}"))
+        forget_neighbors(cluster.node(1).namespace())
     });
 }
 
