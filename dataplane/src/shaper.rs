@@ -41,8 +41,8 @@ pub const ALWAYS_WAIT_MAX: u32 = 10;
 /// heard: beside 15 of them at 1 Mbit/s no connection was made in 10 s.
 const SHORT_BYTES: u32 = 256;
 
-/// Frames that they may hold: those of as many packets of 9,000 bytes. Ten super-packets would hold
-/// 180, and take 5 s at 1 Mbit/s where a new rate has found them uncut.
+/// Frames that all of these may hold: those of ten packets of 9,000 bytes. Ten super-packets would
+/// hold 180, and take 5 s at 1 Mbit/s where a new rate has found them uncut.
 const ALWAYS_HOLD_MAX: u32 = 3 * ALWAYS_WAIT_MAX;
 const _: () = assert!(CHAIN_MAX as u32 <= ALWAYS_HOLD_MAX, "any packet may wait in an empty line");
 
@@ -68,7 +68,8 @@ pub struct Limit {
     /// Bytes that may leave at once after a time of silence, at least 1: 0 is taken for 1.
     pub burst_bytes: u64,
     /// A packet that would be through later than this is refused, in nanoseconds; fewer than
-    /// [`ALWAYS_WAIT_MAX`] waiting packets are never too many, unless some are super-packets.
+    /// [`ALWAYS_WAIT_MAX`] waiting packets are never too many, unless some are super-packets, and
+    /// short ones find room behind as many more.
     pub queue_ns: u64,
 }
 

@@ -182,7 +182,7 @@ impl<P: PacketIo> Worker<P> {
         self.limit(&tables, index, spec.map_or(Limits::default(), |spec| spec.limits));
     }
 
-    /// Lets everything go that waits, whatever the limits say: the worker stops.
+    /// Lets everything go that waits, whatever the limits say: the worker stops, or explains.
     pub(crate) fn let_waiting_go(&mut self) {
         let tables = self.tables.clone();
         for index in 0..self.ports.len() {
