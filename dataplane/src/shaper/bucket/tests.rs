@@ -15,28 +15,34 @@ fn any_length(bits: u32) -> impl Strategy<Value = u64> {
     (0..bits, any::<u64>()).prop_map(|(shift, number)| (number >> (63 - shift)).max(1))
 }
 
+fn any_limit() -> impl Strategy<Value = Limit> {
+    (any_length(40), any_length(40)).prop_map(|(rate, burst)| limit(rate, burst))
+}
+
 fn take(bucket: &mut Bucket, wire_bytes: u32, now_ns: u64) -> bool {
     bucket.refill(now_ns);
     bucket.take(wire_bytes)
 }
 
-/// The oracle remembers everything that was taken and keeps no level: of any window that ends
-/// now, what was taken in it leaves the burst, and what the rate brings in it, less that.
+/// The oracle remembers everything that was taken and every limit, and keeps no level: of any
+/// window that ends now, what was taken in it leaves the burst at its start, and what the rates
+/// bring in it, less that.
 struct Remembered {
-    limit: Limit,
-    taken: Vec<(u64, u32)>,
+    /// From when on which limit holds, and the bytes that are taken at that time.
+    past: Vec<(u64, Limit, u32)>,
 }
 
 impl Remembered {
     /// Billionths of a bit.
     fn tokens(&self, now_ns: u64) -> i128 {
-        let burst = i128::from(self.limit.burst_bytes) * 8_000_000_000;
-        let mut left = burst;
-        let mut taken = 0;
-        for (at_ns, wire_bytes) in self.taken.iter().rev() {
-            taken += i128::from(*wire_bytes) * 8_000_000_000;
-            let brought = i128::from(self.limit.bits_per_s) * i128::from(now_ns - at_ns);
-            left = left.min(burst + brought - taken);
+        let (mut left, mut more, mut until_ns) = (i128::MAX, 0, now_ns);
+        for (at_ns, limit, wire_bytes) in self.past.iter().rev() {
+            let burst = i128::from(limit.burst_bytes) * 8_000_000_000;
+            left = left.min(burst + more);
+            more += i128::from(limit.bits_per_s) * i128::from(until_ns - at_ns);
+            more -= i128::from(*wire_bytes) * 8_000_000_000;
+            left = left.min(burst + more);
+            until_ns = *at_ns;
         }
         left
     }
@@ -45,28 +51,34 @@ impl Remembered {
 proptest! {
     #[test]
     fn a_bucket_equals_the_memory_of_all_that_was_taken(
-        rate in any_length(40),
-        burst in any_length(40),
+        mut limit in any_limit(),
         start in any_length(60),
-        steps in prop::collection::vec((0..3u8, any_length(36), 0..70_000u32), 1..60),
+        steps in prop::collection::vec(
+            (0..3u8, any_length(36), 0..70_000u32, prop::option::weighted(0.1, any_limit())),
+            1..60,
+        ),
     ) {
-        let limit = limit(rate, burst);
-        let mut oracle = Remembered { limit, taken: Vec::new() };
+        let mut oracle = Remembered { past: vec![(start, limit, 0)] };
         let mut bucket = Bucket::full(&limit, start);
         let mut now_ns = start;
-        for (kind, gap, wire_bytes) in steps {
+        for (kind, gap, wire_bytes, change) in steps {
             match kind {
                 0 => {}
                 1 => now_ns += gap,
                 _ => now_ns = bucket.ready_ns().min(now_ns + (1 << 40)),
             }
             bucket.refill(now_ns);
+            if let Some(new) = change {
+                limit = new;
+                bucket.change(&limit);
+                oracle.past.push((now_ns, limit, 0));
+            }
             let tokens = oracle.tokens(now_ns);
             prop_assert_eq!(bucket.tokens, tokens);
             prop_assert_eq!(i128::from(bucket.tokens_bytes()), tokens / 8_000_000_000);
             prop_assert_eq!(bucket.take(wire_bytes), tokens > 0);
             if tokens > 0 {
-                oracle.taken.push((now_ns, wire_bytes));
+                oracle.past.push((now_ns, limit, wire_bytes));
             }
             let ready_ns = bucket.ready_ns();
             prop_assert!(oracle.tokens(ready_ns) > 0);
@@ -156,6 +168,40 @@ fn every_window_of_every_small_case_keeps_the_law() {
                     total += bytes;
                     assert!(total <= at_ns - sent[first].0 + burst + bytes, "{burst} {case:#x}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_window_of_every_small_case_keeps_the_law_over_changes() {
+    // All ways to send four packets of 1 to 3 bytes, each at once, 1 ns after the one before or as
+    // soon as it may, and each with one of three limits.
+    let limits = [(1, 1), (4, 2), (2, 4)];
+    for case in 0..27usize.pow(4) {
+        let choice = |index: u32| case / 27usize.pow(index) % 27;
+        let (mut rate, mut burst) = limits[choice(0) % 3];
+        let mut bucket = Bucket::full(&limit(rate * BYTE_PER_NS, burst), 0);
+        // Bytes that the rates have brought, the burst, and what has left.
+        let (mut now_ns, mut brought, mut sent) = (0, 0, Vec::new());
+        for choice in (0..4).map(choice) {
+            let ready_ns = if choice / 9 == 2 { bucket.ready_ns() } else { now_ns };
+            let at_ns = ready_ns + u64::from(choice / 9 == 1);
+            brought += rate * (at_ns - now_ns);
+            now_ns = at_ns;
+            bucket.refill(now_ns);
+            (rate, burst) = limits[choice % 3];
+            bucket.change(&limit(rate * BYTE_PER_NS, burst));
+            let bytes = choice as u64 / 3 % 3 + 1;
+            if bucket.take(bytes as u32) {
+                sent.push((brought, burst, bytes));
+            }
+        }
+        for (first, (before, burst, _)) in sent.iter().enumerate() {
+            let mut total = 0;
+            for (brought, _, bytes) in &sent[first..] {
+                total += bytes;
+                assert!(total <= brought - before + burst + bytes, "{case}: {sent:?}");
             }
         }
     }
