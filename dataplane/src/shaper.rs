@@ -74,7 +74,8 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// Whether a super-packet of so many bytes on a wire is to be cut, being too long for the rate.
+    /// Whether a super-packet of so many bytes on a wire is to be cut before it is offered, being
+    /// too long for the rate; segments are not merged to such a one either.
     #[must_use]
     pub fn cuts(&self, wire_bytes: u32) -> bool {
         Bucket::full(self, 0).takes_longer(wire_bytes, UNCUT_NS_MAX)
@@ -299,12 +300,6 @@ impl<T> Shaper<T> {
         line.bucket.refill(self.wheel.now_ns());
         let next = Size { wire_bytes: SHORT_BYTES + 1, frames: 0 }; // one that is not short
         if line.is_full(next) { self.pop(id) } else { None }
-    }
-
-    /// Whether a super-packet is to be cut before it is offered, being too long for the rate.
-    #[must_use]
-    pub fn is_to_be_cut(&self, id: LineId, wire_bytes: u32) -> bool {
-        self.lines[id.index()].bucket.takes_longer(wire_bytes, UNCUT_NS_MAX)
     }
 
     /// When [`Shaper::begin_pass`] is to be called next, at the latest: not before a line is due.

@@ -365,10 +365,9 @@ fn a_line_with_packets_cannot_be_closed() {
 
 #[test]
 fn super_packets_of_more_than_a_millisecond_are_to_be_cut() {
-    let mut shaper: Shaper<()> = Shaper::new(1);
-    let id = shaper.open(&limit(512_000_000, 1));
-    assert!(!shaper.is_to_be_cut(id, 64_000));
-    assert!(shaper.is_to_be_cut(id, 64_001));
+    let limit = limit(512_000_000, 1);
+    assert!(!limit.cuts(64_000));
+    assert!(limit.cuts(64_001));
 }
 
 #[test]

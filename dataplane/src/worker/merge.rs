@@ -41,7 +41,7 @@ pub(super) struct Held {
 }
 
 /// Whether a packet goes by way of the merging: it comes from a wire, and its receiver takes long
-/// packets whose checksum is left to do, and has no limit that they would be cut for again.
+/// packets whose checksum is left to do, and has no limit that is low for the longest of them.
 pub(super) fn may_merge(
     tables: &Tables,
     ingress: &PortSpec,
@@ -53,13 +53,13 @@ pub(super) fn may_merge(
         && headers.protocol == protocol::TCP
         && exit.longest > exit.mtu
         && exit.tx_checksum
-        && !has_low_limit(tables, exit.port)
+        && !has_low_limit(tables, exit.port, IP_BYTES_MAX as u32)
 }
 
-/// Whether a port's limit would have the longest merged packets cut.
-fn has_low_limit(tables: &Tables, port: PortId) -> bool {
+/// Whether a port's limit is too low for so many bytes on a wire to leave as one packet.
+fn has_low_limit(tables: &Tables, port: PortId, wire_bytes: u32) -> bool {
     let limit = tables.port(port).and_then(|port| port.limits.to_pod);
-    limit.is_some_and(|limit| limit.cuts(IP_BYTES_MAX as u32))
+    limit.is_some_and(|limit| limit.cuts(wire_bytes))
 }
 
 impl<P: PacketIo> Worker<P> {
@@ -89,7 +89,7 @@ impl<P: PacketIo> Worker<P> {
                 && same_flow(self.pool.head(&held.packet), head, headers.l4_offset)
         };
         if let Some(place) = self.held.iter().position(same) {
-            match self.join(place, packet, &routed, unit.as_ref()) {
+            match self.join(tables, place, packet, &routed, unit.as_ref()) {
                 Ok(()) if self.held[place].unit.is_complete() => {
                     return self.let_go(tables, place);
                 }
@@ -116,6 +116,7 @@ impl<P: PacketIo> Worker<P> {
     /// gives it back.
     fn join(
         &mut self,
+        tables: &Tables,
         place: usize,
         packet: Packet,
         routed: &Routed,
@@ -124,7 +125,9 @@ impl<P: PacketIo> Worker<P> {
         let held = &mut self.held[place];
         let Some(next) = unit else { return Err(packet) };
         let heads = (self.pool.head(&held.packet), self.pool.head(&packet));
-        let fits = held.unit.ip_bytes() + packet.len() - next.header_bytes() <= held.longest;
+        let wire_bytes = held.routed.wire_bytes + routed.wire_bytes;
+        let fits = held.unit.ip_bytes() + packet.len() - next.header_bytes() <= held.longest
+            && !has_low_limit(tables, routed.egress, wire_bytes);
         if !fits || !held.unit.continued_by(heads.0, next, heads.1) {
             return Err(packet);
         }
@@ -137,7 +140,7 @@ impl<P: PacketIo> Worker<P> {
         held.unit.extend(next);
         held.merged = true;
         held.routed.wire_packets += routed.wire_packets;
-        held.routed.wire_bytes += routed.wire_bytes;
+        held.routed.wire_bytes = wire_bytes;
         self.counters.merged.add(1);
         Ok(())
     }

@@ -52,6 +52,12 @@ impl Waiting {
     }
 }
 
+/// Whether a packet is cut before it pays.
+fn is_cut(limit: Option<Limit>, offload: &Offload, wire_bytes: u32) -> bool {
+    let can_be_cut = offload.gso_size > 0 && !offload.encapsulated;
+    can_be_cut && limit.is_some_and(|limit| limit.cuts(wire_bytes))
+}
+
 impl<P: PacketIo> Worker<P> {
     /// A packet of a pod with a limit: it leaves now, or when it is its turn.
     pub(super) fn shape_from_pod(
@@ -69,7 +75,7 @@ impl<P: PacketIo> Worker<P> {
             Err(reason) => return self.discard(index, Direction::FromPod, packet, reason),
         };
         // Where nobody said how long segments are, the way says it: not known before its turn.
-        if !self.is_cut(line, &offload, wire_bytes) {
+        if !is_cut(self.ports[index].limits.from_pod, &offload, wire_bytes) {
             let way = Way::FromPod(Admitted { headers, offload });
             return self.offer(tables, line, wire_bytes, Waiting { port, packet, way });
         }
@@ -97,7 +103,7 @@ impl<P: PacketIo> Worker<P> {
         mut routed: Routed,
     ) {
         let port = routed.egress;
-        if !self.is_cut(line, &routed.offload, routed.wire_bytes) {
+        if !is_cut(self.ports[egress].limits.to_pod, &routed.offload, routed.wire_bytes) {
             let waiting = Waiting { port, packet, way: Way::ToPod(routed) };
             return self.offer(tables, line, routed.wire_bytes, waiting);
         }
@@ -117,12 +123,6 @@ impl<P: PacketIo> Worker<P> {
         }
         self.count_lost_pieces(egress, Direction::ToPod, pieces.left);
         self.pool.release(packet);
-    }
-
-    /// Whether a packet is cut before it pays.
-    fn is_cut(&self, line: LineId, offload: &Offload, wire_bytes: u32) -> bool {
-        let can_be_cut = offload.gso_size > 0 && !offload.encapsulated;
-        can_be_cut && self.shaper.is_to_be_cut(line, wire_bytes)
     }
 
     fn offer(&mut self, tables: &Tables, line: LineId, wire_bytes: u32, mut waiting: Waiting) {

@@ -170,20 +170,29 @@ fn a_super_packet_in_a_tunnel_is_charged_as_on_a_wire_and_stays_whole() {
 }
 
 #[test]
-fn segments_for_a_pod_whose_limit_is_low_are_not_merged_to_be_cut_again() {
+fn segments_are_not_merged_to_what_would_be_cut_for_the_pods_limit() {
     each_setup(|setup, v6| {
-        // 64 KiB take 1 ms at 524 Mbit/s.
-        for (rate, merged) in [(None, 1), (Some(530_000_000), 1), (Some(520_000_000), 10)] {
+        let stream = packet().family(v6).from(&UPLINK).to(&B).tcp(1, 2);
+        // 64 KiB take 1 ms at 524 Mbit/s; so do 300 segments of 200 bytes, each with its headers,
+        // at this rate.
+        let rate = 300 * (200 + stream.header_len()) as u64 * 8_000;
+        for (rate, count, size, merged) in [
+            (None, 10, 1_400, 1),
+            (Some(530_000_000), 10, 1_400, 1),
+            (Some(520_000_000), 10, 1_400, 10),
+            (Some(rate), 300, 200, 1),
+            (Some(rate - 1), 300, 200, 2),
+        ] {
             let mut node = Node::new(setup);
             let queue_ns = 25 * MS;
             let limit = rate.map(|bits_per_s| Limit { bits_per_s, burst_bytes: 65_536, queue_ns });
             node.limit(B.id, Limits { from_pod: None, to_pod: limit });
-            let stream = packet().family(v6).from(&UPLINK).to(&B).tcp(1, 2).payload(14_000);
-            for segment in stream.segments(1_400) {
+            for segment in stream.clone().payload(count * size).segments(size) {
                 node.inject(UPLINK.id, segment.build());
             }
             node.run();
-            assert_eq!(node.sent(B.id).len(), merged, "{rate:?}");
+            let sent = node.sent(B.id).len() + later(&mut node, &B);
+            assert_eq!(sent, merged, "{rate:?}");
             assert_eq!(node.all_drops(), []);
         }
     });
