@@ -292,14 +292,15 @@ impl<T> Shaper<T> {
         self.pop(id)
     }
 
-    /// Takes the packet out that has waited longest, without charge, if the line is full: after
-    /// [`Shaper::change`] to a lower rate the others would wait too long behind it. To be dropped
+    /// Takes the packet out that has waited longest, without charge, if the last one would be
+    /// refused now: after [`Shaper::change`] to a lower rate it would wait too long. To be dropped
     /// as [`DropReason::ShaperFull`]; the first, because its sender learns soonest by it.
     pub fn shed(&mut self, id: LineId) -> Option<T> {
         let line = &mut self.lines[id.index()];
         line.bucket.refill(self.wheel.now_ns());
-        let next = Size { wire_bytes: SHORT_BYTES + 1, frames: 0 }; // one that is not short
-        if line.is_full(next) { self.pop(id) } else { None }
+        let last = self.waiting.back(&line.fifo)?;
+        let before = Line { fifo: line.fifo.less(last), ..*line };
+        if before.is_full(last) { self.pop(id) } else { None }
     }
 
     /// When [`Shaper::begin_pass`] is to be called next, at the latest: not before a line is due.

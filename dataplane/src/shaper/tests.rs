@@ -338,6 +338,19 @@ fn a_lower_rate_sheds_the_oldest_of_what_would_wait_too_long() {
 }
 
 #[test]
+fn a_rate_that_is_not_lower_sheds_nothing() {
+    for bits_per_s in [1_000_000, 1_100_000] {
+        let (mut shaper, id) = busy();
+        fill(&mut shaper, id, 0);
+        let short = Size { wire_bytes: 256, frames: 1 };
+        let shorts = (0..).take_while(|number| send(&mut shaper, id, short, *number).is_some());
+        assert_eq!((shorts.count(), shaper.waiting()), (10, 20));
+        shaper.change(id, &limit(bits_per_s, 3_028));
+        assert_eq!(shaper.shed(id), None, "{bits_per_s}");
+    }
+}
+
+#[test]
 fn a_line_that_is_closed_leaves_nothing_to_its_successor() {
     let (mut shaper, id) = busy();
     assert_eq!(fill(&mut shaper, id, 0), 10);
@@ -577,7 +590,9 @@ proptest! {
                 }
                 Step::Shed(line) => {
                     let line_model = model[line].at(now_ns);
-                    let full = line_model.is_full(Size { wire_bytes: 257, frames: 0 });
+                    let mut others = line_model.clone();
+                    let last = others.queue.pop_back();
+                    let full = last.is_some_and(|(size, _)| others.is_full(size));
                     let first = if full { line_model.queue.pop_front() } else { None };
                     prop_assert_eq!(shaper.shed(ids[line]), first.map(|(_, number)| number));
                 }

@@ -30,6 +30,14 @@ impl Default for Fifo {
     }
 }
 
+impl Fifo {
+    /// The same without one packet of this size.
+    pub(super) fn less(self, size: Size) -> Fifo {
+        let (packets, frames) = (self.packets - 1, self.frames - size.frames);
+        Fifo { packets, frames, wire_bytes: self.wire_bytes - u64::from(size.wire_bytes), ..self }
+    }
+}
+
 /// The places of all packets that wait.
 pub(super) struct Waiting<T> {
     /// Places that have been used before. Grows up to its capacity, which is there from the
@@ -85,6 +93,11 @@ impl<T> Waiting<T> {
         self.places.get(fifo.front as usize).map(|place| place.size)
     }
 
+    /// The size of the packet that came last.
+    pub(super) fn back(&self, fifo: &Fifo) -> Option<Size> {
+        self.places.get(fifo.back as usize).map(|place| place.size)
+    }
+
     /// Takes out the packet that has waited longest.
     pub(super) fn pop(&mut self, fifo: &mut Fifo) -> Option<T> {
         let index = fifo.front;
@@ -94,9 +107,7 @@ impl<T> Waiting<T> {
         if fifo.front == NONE {
             fifo.back = NONE;
         }
-        fifo.packets -= 1;
-        fifo.frames -= place.size.frames;
-        fifo.wire_bytes -= u64::from(place.size.wire_bytes);
+        *fifo = fifo.less(place.size);
         self.free = index;
         self.len -= 1;
         packet

@@ -285,6 +285,20 @@ fn a_limit_that_goes_lets_go_what_waits_even_more_than_a_ring_holds() {
 }
 
 #[test]
+fn a_new_limit_of_one_direction_drops_nothing_of_the_other() {
+    // Ten wait for 80 ms, as they always may.
+    each_way(SLOW / 8, |node, limited, v6| {
+        send(node, v6, 13);
+        assert_eq!(node.sent(B.id).len(), 3);
+        let both = Some(limit(SLOW / 8));
+        node.limit(limited.pod.id, Limits { from_pod: both, to_pod: both });
+        node.run();
+        assert_eq!(sent_over_time(node, &B, 100, MS).iter().sum::<usize>(), 10);
+        assert_eq!(node.all_drops(), []);
+    });
+}
+
+#[test]
 fn a_new_rate_holds_at_once_for_what_waits() {
     each_way(SLOW, |node, limited, v6| {
         send(node, v6, 13);
