@@ -20,7 +20,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, to_value};
 
 use self::delivered::FULL_BYTES;
-use crate::report::{Report, Table, Target};
+use crate::report::{Report, Table, Target, shown};
 
 /// Until the burst of a limit is spent and streams have found their pace: 64 KiB at 1 Mbit/s, of
 /// which half is offered beyond the rate, take 1.1 s.
@@ -221,9 +221,10 @@ fn set_limit(node: &Node, direction: Direction, ends: [&Pod; 2], limit: &str) ->
     }
 }
 
-/// The largest of these errors, to whichever side.
+/// The largest of these errors, to whichever side. NaN for none, and where one was not measured.
 fn largest(errors: impl Iterator<Item = f64>) -> f64 {
-    errors.map(f64::abs).fold(0.0, f64::max)
+    // In this order NaN is behind all numbers.
+    errors.map(f64::abs).max_by(f64::total_cmp).unwrap_or(f64::NAN)
 }
 
 /// Everything of a part as JSON.
@@ -233,7 +234,7 @@ fn json(figures: impl Serialize) -> Value {
 
 /// A figure of every turn, for tables.
 fn list(values: &[f64], digits: usize) -> String {
-    values.iter().map(|value| format!("{value:.digits$}")).collect::<Vec<_>>().join(" ")
+    values.iter().map(|value| shown(*value, digits)).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -254,6 +255,13 @@ mod tests {
     fn a_burst_is_what_a_rate_carries_in_a_time_and_two_packets_at_least() {
         assert_eq!(Rate(100_000_000).burst_bits(0.005), 500_000);
         assert_eq!(Rate(1_000_000).burst_bits(0.005), 8 * 2 * 1514);
+    }
+
+    #[test]
+    fn the_largest_error_is_known_only_if_all_are() {
+        assert_eq!(largest([1.0, -2.0, 0.5].into_iter()), 2.0);
+        assert!(largest([1.0, f64::NAN, 3.0].into_iter()).is_nan());
+        assert!(largest([].into_iter()).is_nan());
     }
 
     #[test]

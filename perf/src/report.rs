@@ -24,7 +24,7 @@ pub struct Report {
 pub struct Target {
     /// What the figure is, with its unit.
     pub what: String,
-    /// What was measured.
+    /// What was measured; NaN if nothing was, which meets nothing.
     pub measured: f64,
     /// The bound.
     pub bound: Bound,
@@ -108,14 +108,23 @@ impl fmt::Display for Report {
                 Bound::AtLeast(least) => format!(">= {least}"),
                 Bound::AtMost(most) => format!("<= {most}"),
             };
-            let verdict = if *met { "met" } else { "missed" };
-            targets.row([what.clone(), bound, format!("{measured:.2}"), verdict.to_owned()]);
+            let verdict = match met {
+                true => "met",
+                false if measured.is_nan() => "not measured",
+                false => "missed",
+            };
+            targets.row([what.clone(), bound, shown(*measured, 2), verdict.to_owned()]);
         }
         if !self.targets.is_empty() {
             write!(out, "{targets}")?;
         }
         Ok(())
     }
+}
+
+/// A figure for tables, with so many digits behind the point; `-` for what was not measured.
+pub fn shown(figure: f64, digits: usize) -> String {
+    if figure.is_nan() { "-".to_owned() } else { format!("{figure:.digits$}") }
 }
 
 /// Tells who waits what is being done, on stderr.
@@ -133,6 +142,16 @@ mod tests {
         assert!(!Target::new("t", 2.9, Bound::AtLeast(3.0)).met);
         assert!(Target::new("t", 5.0, Bound::AtMost(5.0)).met);
         assert!(!Target::new("t", 5.1, Bound::AtMost(5.0)).met);
+    }
+
+    #[test]
+    fn what_was_not_measured_meets_no_target_and_says_so() {
+        let bounds = [Bound::AtLeast(0.0), Bound::AtMost(1.0)];
+        let targets: Vec<Target> = bounds.map(|bound| Target::new("t", f64::NAN, bound)).into();
+        assert!(targets.iter().all(|target| !target.met));
+        let (tables, figures) = (Vec::new(), Value::Null);
+        let report = Report { measurement: "m", tables, targets, figures };
+        assert_eq!(report.to_string().matches("-  not measured\n").count(), 2);
     }
 
     #[test]

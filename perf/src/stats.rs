@@ -1,14 +1,20 @@
-//! Medians, percentiles and ratios of measured figures.
+//! Medians, percentiles and ratios of measured figures. What was not measured is not a number
+//! (NaN): it meets no target, and JSON writes `null`.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// The middle of `values`, or the mean of the two middle ones. Zero for none.
+/// The middle of `values`, or the mean of the two middle ones. NaN for none, and where one of them
+/// was not measured.
 pub fn median(values: &[f64]) -> f64 {
     let sorted = sorted(values);
-    let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
-    (sorted[last / 2] + sorted[last.div_ceil(2)]) / 2.0
+    match sorted.len().checked_sub(1) {
+        Some(last) if !values.iter().any(|value| value.is_nan()) => {
+            (sorted[last / 2] + sorted[last.div_ceil(2)]) / 2.0
+        }
+        _ => f64::NAN,
+    }
 }
 
 fn sorted(values: &[f64]) -> Vec<f64> {
@@ -18,10 +24,10 @@ fn sorted(values: &[f64]) -> Vec<f64> {
 }
 
 /// The smallest value that at least `share` (0 to 1) of the values do not exceed (nearest rank).
-/// Zero for none.
+/// NaN for none.
 fn percentile(sorted: &[f64], share: f64) -> f64 {
     let rank = (share * sorted.len() as f64).ceil() as usize;
-    sorted.get(rank.max(1) - 1).copied().unwrap_or(0.0)
+    sorted.get(rank.max(1) - 1).copied().unwrap_or(f64::NAN)
 }
 
 /// How long something took, over many times.
@@ -49,7 +55,7 @@ impl Times {
             p50_us: percentile(&sorted, 0.5),
             p99_us: percentile(&sorted, 0.99),
             p999_us: percentile(&sorted, 0.999),
-            max_us: sorted.last().copied().unwrap_or(0.0),
+            max_us: percentile(&sorted, 1.0),
         }
     }
 }
@@ -67,10 +73,11 @@ pub struct Ratio {
 }
 
 impl Ratio {
-    /// Compares turn by turn. A turn whose baseline is zero says nothing and is left out.
+    /// Compares turn by turn. A turn whose baseline is zero says nothing and is left out; where a
+    /// turn was not measured, there is no median.
     pub fn of(measured: (&str, &[f64]), baseline: (&str, &[f64])) -> Ratio {
         let turns: Vec<f64> = std::iter::zip(measured.1, baseline.1)
-            .filter(|(_, baseline)| **baseline > 0.0)
+            .filter(|(_, baseline)| **baseline > 0.0 || baseline.is_nan())
             .map(|(measured, baseline)| measured / baseline)
             .collect();
         Ratio { of: format!("{} / {}", measured.0, baseline.0), median: median(&turns), turns }
@@ -85,7 +92,17 @@ mod tests {
     fn the_median_of_an_even_number_lies_between_the_middle_two() {
         assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), 2.5);
         assert_eq!(median(&[9.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&[]), 0.0);
+    }
+
+    #[test]
+    fn without_figures_there_is_no_median_no_percentile_and_no_ratio() {
+        assert!(median(&[]).is_nan() && median(&[1.0, -f64::NAN, 2.0]).is_nan());
+        assert!(percentile(&[], 0.5).is_nan() && Times::of(&[]).max_us.is_nan());
+        let ratio =
+            |measured: &[f64], baseline: &[f64]| Ratio::of(("a", measured), ("b", baseline)).median;
+        assert!(ratio(&[1.0], &[0.0]).is_nan());
+        assert!(ratio(&[1.0, 2.0, 3.0], &[1.0, f64::NAN, 1.0]).is_nan());
+        assert!(ratio(&[1.0, f64::NAN, 3.0], &[1.0, 2.0, 1.0]).is_nan());
     }
 
     #[test]
@@ -95,7 +112,6 @@ mod tests {
         assert_eq!(percentile(&values, 0.99), 99.0);
         assert_eq!(percentile(&values, 0.999), 100.0);
         assert_eq!(percentile(&[7.0], 0.01), 7.0);
-        assert_eq!(percentile(&[], 0.5), 0.0);
     }
 
     #[test]

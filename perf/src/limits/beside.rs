@@ -20,7 +20,7 @@ use crate::iperf;
 use crate::lane::Lane;
 use crate::latency::samples;
 use crate::machine::{CpuTimes, TICK_NS};
-use crate::report::{Bound, Table, Target, progress};
+use crate::report::{Bound, Table, Target, progress, shown};
 use crate::stats::{Ratio, Times, median};
 
 /// The burst is what the rate carries in this time: with a token bucket of the kernel's, less would
@@ -261,7 +261,7 @@ fn sum_up(cases: &[Case], turns: &[Turn]) -> Found {
         for (ratio, what) in [(&p50, "p50"), (&p99, "p99")] {
             let what = format!("{name}: added latency, {what}, {}", ratio.of);
             targets.push(Target::new(what, ratio.median, Bound::AtMost(1.0)));
-            cells.extend([format!("{:.2}", ratio.median), list(&ratio.turns, 2)]);
+            cells.extend([shown(ratio.median, 2), list(&ratio.turns, 2)]);
         }
         paired.row(cells);
         let (rate, direction, (count, congestion)) = case;

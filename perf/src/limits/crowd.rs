@@ -21,7 +21,7 @@ use crate::iperf;
 use crate::lane::Lane;
 use crate::latency::samples;
 use crate::machine::worker_ns;
-use crate::report::{Bound, Table, Target, progress};
+use crate::report::{Bound, Table, Target, progress, shown};
 use crate::stats::{Ratio, Times, median};
 
 /// Each limit is so much more than the one before, in parts of the lowest.
@@ -74,10 +74,11 @@ struct Turn {
     direction: Direction,
     /// How far the rate of each pod is from its limit.
     error_percent: Vec<f64>,
-    /// Time that workers spent in passes that moved packets, per packet that they took in.
-    busy_ns_per_packet: Option<f64>,
-    /// Their CPU time, which has their looking for packets in it.
-    cpu_ns_per_packet: Option<f64>,
+    /// Time that workers spent in passes that moved packets, per packet that they took in; NaN if
+    /// they took in none to speak of.
+    busy_ns_per_packet: f64,
+    /// Their CPU time, which has their looking for packets in it; NaN likewise.
+    cpu_ns_per_packet: f64,
     packets_per_s: f64,
     /// Of the pair beside.
     pair_gbit_per_s: f64,
@@ -252,7 +253,7 @@ impl Crowd {
 
 /// What is to be reached: the ratios of these figures, and the bounds of some.
 fn ratios(turns: &[Turn], pods: u64) -> Vec<(Ratio, Option<Bound>)> {
-    let cost: Figure = |turn| turn.cpu_ns_per_packet.unwrap_or_default();
+    let cost: Figure = |turn| turn.cpu_ns_per_packet;
     let throughput: Figure = |turn| turn.pair_gbit_per_s;
     let latency: Figure = |turn| turn.pair.p99_us;
     let (least, most) = (|bound| Some(Bound::AtLeast(bound)), |bound| Some(Bound::AtMost(bound)));
@@ -306,14 +307,14 @@ fn sum_up(limits: &[Rate], turns: &[Turn]) -> Found {
     ];
     let mut table = Table::new(title, &heads);
     for ring in Ring::ALL {
-        let middle = |figure: Figure| format!("{:.0}", median(&each(turns, ring, figure)));
+        let middle = |figure: Figure| shown(median(&each(turns, ring, figure)), 0);
         let has_limits = matches!(ring, Ring::Limited | Ring::One);
         table.row([
             ring.name(pods),
             if has_limits { format!("{:.2}", largest_error(turns, ring)) } else { "-".to_owned() },
             middle(|turn| turn.packets_per_s),
-            middle(|turn| turn.busy_ns_per_packet.unwrap_or_default()),
-            middle(|turn| turn.cpu_ns_per_packet.unwrap_or_default()),
+            middle(|turn| turn.busy_ns_per_packet),
+            middle(|turn| turn.cpu_ns_per_packet),
             format!("{:.1}", median(&each(turns, ring, |turn| turn.pair_gbit_per_s))),
             middle(|turn| turn.pair.p50_us),
             middle(|turn| turn.pair.p99_us),
@@ -325,7 +326,7 @@ fn sum_up(limits: &[Rate], turns: &[Turn]) -> Found {
     let mut targets = vec![Target::new(what, worst, Bound::AtMost(ERROR_PERCENT))];
     let ratios = ratios(turns, pods);
     for (ratio, bound) in &ratios {
-        paired.row([ratio.of.clone(), format!("{:.2}", ratio.median), list(&ratio.turns, 2)]);
+        paired.row([ratio.of.clone(), shown(ratio.median, 2), list(&ratio.turns, 2)]);
         targets.extend(bound.map(|bound| Target::new(&ratio.of, ratio.median, bound)));
     }
     let ratios: Vec<&Ratio> = ratios.iter().map(|(ratio, _)| ratio).collect();
@@ -342,9 +343,9 @@ impl Spent {
         }
     }
 
-    /// `None` if there were none to speak of.
-    fn per_packet(&self, ns: f64) -> Option<f64> {
-        (self.packets >= PACKETS_MIN).then(|| ns / self.packets)
+    /// NaN if there were none to speak of.
+    fn per_packet(&self, ns: f64) -> f64 {
+        if self.packets >= PACKETS_MIN { ns / self.packets } else { f64::NAN }
     }
 }
 
@@ -357,8 +358,8 @@ mod tests {
             ring,
             direction: Direction::ToPod,
             error_percent: errors.to_vec(),
-            busy_ns_per_packet: Some(3.0 * cost),
-            cpu_ns_per_packet: Some(2.0 * cost),
+            busy_ns_per_packet: 3.0 * cost,
+            cpu_ns_per_packet: 2.0 * cost,
             packets_per_s: 1.0,
             pair_gbit_per_s: gbit,
             pair: Times { p99_us: cost, ..Times::default() },
@@ -377,5 +378,20 @@ mod tests {
         let figures: Vec<(f64, bool)> =
             found.targets.iter().map(|target| (target.measured, target.met)).collect();
         assert_eq!(figures, [(2.5, false), (1.25, false), (0.975, true), (1.5, true)]);
+    }
+
+    #[test]
+    fn a_turn_without_packets_to_speak_of_leaves_the_target_of_their_cost_unmeasured() {
+        let cost = |packets| Spent { packets, busy_ns: 6e6, cpu_ns: 6e6 }.per_packet(6e6);
+        for (packets, is_known) in [(1000.0, true), (999.0, false)] {
+            let limited = [cost(1000.0), cost(packets), cost(1000.0)];
+            let turns = limited.map(|cost| turn(Ring::Limited, cost, 39.0, &[0.5]));
+            let one = [(); 3].map(|()| turn(Ring::One, cost(1000.0), 39.0, &[0.5]));
+            let found =
+                sum_up(&[Rate(1_000_000)], &turns.into_iter().chain(one).collect::<Vec<_>>());
+            let target = &found.targets[1];
+            assert!(target.what.contains("CPU time per packet"));
+            assert_eq!((target.met, !target.measured.is_nan()), (is_known, is_known));
+        }
     }
 }
