@@ -424,6 +424,7 @@ fn sum_up(workers: usize, load: &Load, changes: &[Changes]) -> Report {
         measurement: "adoption",
         tables: vec![loaded, single],
         targets,
+        failures: Vec::new(),
         figures: json!({ "workers": workers, "load": load, "changes": changes }),
     }
 }

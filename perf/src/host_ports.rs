@@ -393,6 +393,7 @@ fn sum_up(arms: &[u16], turns: &[Turn]) -> Report {
         measurement: "hostports",
         tables: vec![table, paired],
         targets,
+        failures: Vec::new(),
         figures: json!({ "turns": turns, "ratios": ratios }),
     }
 }

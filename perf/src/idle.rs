@@ -111,5 +111,12 @@ fn sum_up(found: &[Idle]) -> Report {
         let what = format!("idle CPU with {pods} pods, % of a core");
         targets.push(Target::new(what, *percent, Bound::AtMost(TARGET_PERCENT)));
     }
-    Report { measurement: "idle", tables: vec![table], targets, figures: json!({ "nodes": found }) }
+    let failures = Vec::new();
+    Report {
+        measurement: "idle",
+        tables: vec![table],
+        targets,
+        failures,
+        figures: json!({ "nodes": found }),
+    }
 }

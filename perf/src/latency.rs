@@ -247,6 +247,7 @@ fn sum_up(turns: &[Turn]) -> Report {
         measurement: "latency",
         tables: vec![table, paired],
         targets: Vec::new(),
+        failures: Vec::new(),
         figures: json!({ "turns": turns, "ratios": ratios }),
     }
 }

@@ -13,14 +13,15 @@ mod matrix;
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use e2e::daemon::{Node, Setup};
 use e2e::pod::Pod;
 use serde::Serialize;
 use serde_json::{Map, Value, to_value};
 
 use self::delivered::FULL_BYTES;
-use crate::report::{Report, Table, Target, shown};
+use crate::interrupt;
+use crate::report::{Report, Table, Target, progress, shown};
 
 /// Until the burst of a limit is spent and streams have found their pace: 64 KiB at 1 Mbit/s, of
 /// which half is offered beyond the rate, take 1.1 s.
@@ -84,30 +85,53 @@ impl Part {
 struct Found {
     tables: Vec<Table>,
     targets: Vec<Target>,
+    failures: Vec<String>,
     figures: Value,
 }
 
-/// Measures.
+/// Measures. What fails is told, and the rest goes on.
 ///
 /// # Errors
-/// When a node or a pod cannot be made, or traffic does not get through.
+/// When nothing can be measured, or it is interrupted.
 pub fn measure(setup: &Setup, options: &Options) -> Result<Report> {
     let (mut tables, mut targets, mut figures) = (Vec::new(), Vec::new(), Map::new());
+    let mut failures = Vec::new();
     for part in Part::ALL {
         if !options.part.is_empty() && !options.part.contains(&part) {
             continue;
         }
         let (name, found) = match part {
-            Part::Matrix => ("matrix", matrix::measure(setup, options)?),
-            Part::Beside => ("beside", beside::measure(setup, options)?),
-            Part::First => ("first", first::measure(setup)?),
-            Part::Crowd => ("crowd", crowd::measure(setup, options)?),
+            Part::Matrix => ("matrix", matrix::measure(setup, options)),
+            Part::Beside => ("beside", beside::measure(setup, options)),
+            Part::First => ("first", first::measure(setup)),
+            Part::Crowd => ("crowd", crowd::measure(setup, options)),
         };
-        tables.extend(found.tables);
-        targets.extend(found.targets);
-        figures.insert(name.to_owned(), found.figures);
+        match found {
+            Ok(found) => {
+                tables.extend(found.tables);
+                targets.extend(found.targets);
+                failures.extend(found.failures);
+                figures.insert(name.to_owned(), found.figures);
+            }
+            // Nothing is lost.
+            Err(error) if figures.is_empty() => return Err(error),
+            Err(error) => note(&mut failures, name, &error)?,
+        }
     }
-    Ok(Report { measurement: "limits", tables, targets, figures: Value::Object(figures) })
+    let figures = Value::Object(figures);
+    Ok(Report { measurement: "limits", tables, targets, failures, figures })
+}
+
+/// Notes and tells what has failed.
+///
+/// # Errors
+/// When it was interrupted: then nothing has failed, and nothing goes on.
+fn note(failures: &mut Vec<String>, name: &str, error: &Error) -> Result<()> {
+    interrupt::check()?;
+    let failure = format!("{name}: {error:#}");
+    progress(&format!("failed: {failure}"));
+    failures.push(failure);
+    Ok(())
 }
 
 impl Options {

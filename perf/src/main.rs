@@ -33,7 +33,7 @@ mod wire;
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use e2e::daemon::{PortMode, Setup};
 
@@ -118,7 +118,10 @@ fn run(arguments: Arguments) -> Result<()> {
     };
     // Programs that the same Ctrl-C has ended look as if they had failed.
     interrupt::check()?;
-    print(&machine, &outcome?, json).context("write to stdout")
+    let report = outcome?;
+    print(&machine, &report, json).context("write to stdout")?;
+    ensure!(report.failures.is_empty(), "not all could be measured; the report says what failed");
+    Ok(())
 }
 
 fn print(machine: &Machine, report: &Report, json: bool) -> Result<()> {

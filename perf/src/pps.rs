@@ -194,6 +194,7 @@ fn sum_up(turns: &[Turn]) -> Report {
         measurement: "pps",
         tables: vec![table, paired, drops],
         targets: Vec::new(),
+        failures: Vec::new(),
         figures: json!({ "turns": turns, "ratio": ratio }),
     }
 }

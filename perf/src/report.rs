@@ -15,6 +15,8 @@ pub struct Report {
     pub tables: Vec<Table>,
     /// What was to be reached.
     pub targets: Vec<Target>,
+    /// What could not be measured, and why; the rest was.
+    pub failures: Vec<String>,
     /// Every figure.
     pub figures: Value,
 }
@@ -118,7 +120,7 @@ impl fmt::Display for Report {
         if !self.targets.is_empty() {
             write!(out, "{targets}")?;
         }
-        Ok(())
+        self.failures.iter().try_for_each(|failure| writeln!(out, "failed: {failure}"))
     }
 }
 
@@ -149,8 +151,8 @@ mod tests {
         let bounds = [Bound::AtLeast(0.0), Bound::AtMost(1.0)];
         let targets: Vec<Target> = bounds.map(|bound| Target::new("t", f64::NAN, bound)).into();
         assert!(targets.iter().all(|target| !target.met));
-        let (tables, figures) = (Vec::new(), Value::Null);
-        let report = Report { measurement: "m", tables, targets, figures };
+        let (tables, failures, figures) = (Vec::new(), Vec::new(), Value::Null);
+        let report = Report { measurement: "m", tables, targets, failures, figures };
         assert_eq!(report.to_string().matches("-  not measured\n").count(), 2);
     }
 

@@ -276,6 +276,7 @@ fn sum_up(built: &[Built], lookups: &[Lookups], changes: &[Changes]) -> Report {
         measurement: "routes",
         tables: vec![memory, times, single],
         targets: Vec::new(),
+        failures: Vec::new(),
         figures: json!({ "built": built, "lookups": lookups, "changes": changes }),
     }
 }

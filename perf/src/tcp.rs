@@ -183,6 +183,7 @@ fn sum_up(turns: &[Turn]) -> Report {
         measurement: "tcp",
         tables: vec![table, paired, proof],
         targets,
+        failures: Vec::new(),
         figures: json!({ "turns": turns, "ratios": ratios }),
     }
 }

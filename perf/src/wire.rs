@@ -291,6 +291,7 @@ fn sum_up(turns: &[Turn]) -> Report {
         measurement: "wire",
         tables: vec![table, paired, workers_table(turns), drops_table(turns)],
         targets,
+        failures: Vec::new(),
         figures: json!({ "turns": turns, "ratios": ratios }),
     }
 }

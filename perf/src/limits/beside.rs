@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::arm::{Arm, Asked, Place, lane};
 use super::delivered::Look;
-use super::{CUBIC, Direction, Found, Options, Rate, largest, list};
+use super::{CUBIC, Direction, Found, Options, Rate, largest, list, note};
 use crate::internet::Family;
 use crate::interrupt;
 use crate::iperf;
@@ -81,10 +81,10 @@ struct Limited<'a> {
     free: &'a [Place; 2],
 }
 
-/// Measures.
+/// Measures. Where a turn fails, its case is not judged, and the others go on.
 ///
 /// # Errors
-/// When a pod cannot be made or loaded.
+/// When a pod cannot be made, or it is interrupted.
 pub fn measure(setup: &Setup, options: &Options) -> Result<Found> {
     let available = fs::read_to_string(AVAILABLE).with_context(|| format!("read {AVAILABLE}"))?;
     let streams = usable(&available);
@@ -108,28 +108,32 @@ pub fn measure(setup: &Setup, options: &Options) -> Result<Found> {
             limited.push(Limited { asked, pods, arms: &arms, free: &free });
         }
     }
-    let mut turns = Vec::new();
+    let (mut turns, mut failures) = (Vec::new(), Vec::new());
     for pair in 0..options.pairs() {
         for limited in &limited {
             let cases = cases.iter().filter(|case| limited.is_asked(case));
             for (turn, case) in (0..2).flat_map(|turn| cases.clone().map(move |c| (turn, *c))) {
                 interrupt::check()?;
                 let arm = (pair + turn) as usize % 2;
-                let turn = limited.take_turn(arm, case.2, options.window())?;
-                progress(&format!(
-                    "turn {} of {}: {}, {}: error {:+.2} %, p99 {:.0} µs",
+                let name = format!(
+                    "turn {} of {}: {}, {}",
                     pair + 1,
                     options.pairs(),
-                    name_of(turn.case()),
-                    turn.arm,
-                    turn.error_percent,
-                    turn.beside.p99_us
-                ));
-                turns.push(turn);
+                    name_of(case),
+                    NAMES[arm]
+                );
+                match limited.take_turn(arm, case.2, options.window()) {
+                    Ok(turn) => {
+                        let (error, p99_us) = (turn.error_percent, turn.beside.p99_us);
+                        progress(&format!("{name}: error {error:+.2} %, p99 {p99_us:.0} µs"));
+                        turns.push(turn);
+                    }
+                    Err(error) => note(&mut failures, &name, &error)?,
+                }
             }
         }
     }
-    Ok(sum_up(&cases, &turns))
+    Ok(Found { failures, ..sum_up(&cases, &turns, options.pairs()) })
 }
 
 /// The streams whose congestion control the kernel has; says so of others.
@@ -222,7 +226,8 @@ fn look(lane: &Lane<'_>, window: Duration) -> Result<Beside> {
     Ok(Beside { delivered, times: Times::of(&times), lost, cpu })
 }
 
-fn sum_up(cases: &[Case], turns: &[Turn]) -> Found {
+/// Judges the cases of which both arms have had so many turns.
+fn sum_up(cases: &[Case], turns: &[Turn], pairs: u64) -> Found {
     let heads = [
         "limit, arm",
         "error %",
@@ -247,12 +252,13 @@ fn sum_up(cases: &[Case], turns: &[Turn]) -> Found {
         for arm in NAMES {
             table.row(row(&format!("{name}, {arm}"), &of(arm)));
         }
-        let ours = of(NAMES[0]);
-        let worst = largest(ours.iter().map(|turn| turn.error_percent));
+        let is_whole = NAMES.iter().all(|arm| of(arm).len() as u64 == pairs);
+        let judged = |arm: &str| if is_whole { of(arm) } else { Vec::new() };
+        let worst = largest(judged(NAMES[0]).iter().map(|turn| turn.error_percent));
         targets.push(Target::new(format!("{name}: error, %"), worst, Bound::AtMost(ERROR)));
         let ratio = |added: fn(&Turn) -> f64| {
             let [viaduct, reference] =
-                NAMES.map(|arm| of(arm).into_iter().map(added).collect::<Vec<f64>>());
+                NAMES.map(|arm| judged(arm).into_iter().map(added).collect::<Vec<f64>>());
             Ratio::of((NAMES[0], &viaduct), (NAMES[1], &reference))
         };
         let p50 = ratio(|turn| turn.beside.p50_us - turn.alone.p50_us);
@@ -271,7 +277,7 @@ fn sum_up(cases: &[Case], turns: &[Turn]) -> Found {
         }));
     }
     let figures = json!({ "turns": turns, "ratios": ratios });
-    Found { tables: vec![table, paired], targets, figures }
+    Found { tables: vec![table, paired], targets, failures: Vec::new(), figures }
 }
 
 /// Everything that is measured of each arm.
@@ -283,6 +289,10 @@ fn cases(rates: &[Rate], streams: &[Streams]) -> impl Iterator<Item = Case> {
 }
 
 fn row(name: &str, turns: &[&Turn]) -> [String; 9] {
+    if turns.is_empty() {
+        // All of them failed.
+        return [name, "-", "-", "-", "-", "-", "-", "-", "-"].map(str::to_owned);
+    }
     let middle = |figure: fn(&Turn) -> f64| {
         median(&turns.iter().map(|turn| figure(turn)).collect::<Vec<f64>>())
     };
@@ -302,6 +312,38 @@ fn row(name: &str, turns: &[&Turn]) -> [String; 9] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn turn(arm: &'static str, p50_us: f64) -> Turn {
+        Turn {
+            arm,
+            bits_per_s: Rate(1_000_000),
+            direction: Direction::ToPod,
+            streams: 1,
+            congestion: CUBIC,
+            delivered: 1e6,
+            error_percent: 0.5,
+            alone: Times::default(),
+            beside: Times { p50_us, p99_us: p50_us, ..Times::default() },
+            lost: 0,
+            retransmits: 0,
+            cpu_s_per_gbit: 1.0,
+            steal_percent: 0.0,
+        }
+    }
+
+    #[test]
+    fn a_case_is_judged_if_no_turn_of_it_has_failed() {
+        let turns = [(0, 3.0), (1, 6.0), (1, 8.0), (0, 2.0)];
+        let turns = turns.map(|(arm, p50_us)| turn(NAMES[arm], p50_us));
+        let figures = |turns: &[Turn]| -> Vec<(bool, String)> {
+            let found = sum_up(&[turns[0].case()], turns, 2);
+            found.targets.iter().map(|t| (t.met, shown(t.measured, 3))).collect()
+        };
+        let met = |figure: &str| (true, figure.to_owned());
+        assert_eq!(figures(&turns), [met("0.500"), met("0.375"), met("0.375")]);
+        let unknown = (false, "-".to_owned());
+        assert_eq!(figures(&turns[..3]), [(); 3].map(|()| unknown.clone()));
+    }
 
     #[test]
     fn streams_whose_congestion_control_the_kernel_does_not_have_are_left_out() {

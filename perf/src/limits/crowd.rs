@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::delivered::{FULL_BYTES, Look};
 use super::load::{Ends, Load};
-use super::{CUBIC, Direction, Found, Options, Rate, WARM_UP, largest, list, set_limit};
+use super::{CUBIC, Direction, Found, Options, Rate, WARM_UP, largest, list, note, set_limit};
 use crate::idle::received;
 use crate::interrupt;
 use crate::iperf;
@@ -101,35 +101,20 @@ struct Spent {
     cpu_ns: f64,
 }
 
-/// Measures.
+/// Measures. With a turn that fails it ends: who knows which limits are left.
 ///
 /// # Errors
-/// When a pod cannot be made, limited or loaded.
+/// When a pod cannot be made, or it is interrupted.
 pub fn measure(setup: &Setup, options: &Options) -> Result<Found> {
     progress(&format!("{} pods", options.pods));
     let crowd = Crowd::build(setup, options.pods as usize, options.least)?;
-    let mut turns = Vec::new();
-    for pair in 0..options.pairs() {
-        let direction = Direction::BOTH[pair as usize % 2];
-        for index in 0..Ring::ALL.len() {
-            interrupt::check()?;
-            // ABC CBA ABC: what drifts, drifts for all.
-            let index = if pair % 2 == 0 { index } else { Ring::ALL.len() - 1 - index };
-            let turn = crowd.take_turn(Ring::ALL[index], direction, options.window())?;
-            progress(&format!(
-                "turn {} of {}: {}, {:.0} packets per second, pair {:.1} Gbit/s, p99 {:.0} µs",
-                pair + 1,
-                options.pairs(),
-                turn.ring.name(options.pods),
-                turn.packets_per_s,
-                turn.pair_gbit_per_s,
-                turn.pair.p99_us
-            ));
-            turns.push(turn);
-        }
+    let (mut turns, mut failures) = (Vec::new(), Vec::new());
+    let measured = crowd.take_turns(options, &mut turns).and_then(|()| crowd.node.check());
+    if let Err(error) = measured {
+        note(&mut failures, &format!("crowd, after {} turns", turns.len()), &error)?;
     }
-    crowd.node.check()?;
-    Ok(sum_up(&crowd.limits, &turns))
+    let found = sum_up(&crowd.limits, &turns, failures.is_empty());
+    Ok(Found { failures, ..found })
 }
 
 impl Ring {
@@ -161,6 +146,29 @@ impl Crowd {
             |number| Rate((least.bits_per_s() * (1.0 + STEP * f64::from(number))).round() as u64);
         let limits = (0..pods.len() as u32).map(limit).collect();
         Ok(Crowd { node, pods, pair, limits })
+    }
+
+    fn take_turns(&self, options: &Options, turns: &mut Vec<Turn>) -> Result<()> {
+        for pair in 0..options.pairs() {
+            let direction = Direction::BOTH[pair as usize % 2];
+            for index in 0..Ring::ALL.len() {
+                interrupt::check()?;
+                // ABC CBA ABC: what drifts, drifts for all.
+                let index = if pair % 2 == 0 { index } else { Ring::ALL.len() - 1 - index };
+                let turn = self.take_turn(Ring::ALL[index], direction, options.window())?;
+                progress(&format!(
+                    "turn {} of {}: {}, {:.0} packets per second, pair {:.1} Gbit/s, p99 {:.0} µs",
+                    pair + 1,
+                    options.pairs(),
+                    turn.ring.name(options.pods),
+                    turn.packets_per_s,
+                    turn.pair_gbit_per_s,
+                    turn.pair.p99_us
+                ));
+                turns.push(turn);
+            }
+        }
+        Ok(())
     }
 
     fn take_turn(&self, ring: Ring, direction: Direction, window: Duration) -> Result<Turn> {
@@ -287,7 +295,8 @@ fn largest_error(turns: &[Turn], ring: Ring) -> f64 {
     largest(turns.flat_map(|turn| turn.error_percent.iter().copied()))
 }
 
-fn sum_up(limits: &[Rate], turns: &[Turn]) -> Found {
+/// Judges the turns if they are all there.
+fn sum_up(limits: &[Rate], turns: &[Turn], is_whole: bool) -> Found {
     let pods = limits.len() as u64;
     let span = |limit: Option<&Rate>| limit.map_or(String::new(), Rate::to_string);
     let title = format!(
@@ -322,16 +331,17 @@ fn sum_up(limits: &[Rate], turns: &[Turn]) -> Found {
     }
     let mut paired = Table::new("turn by turn", &["ratio", "median", "turns"]);
     let what = format!("{pods} limits: largest error of one, %");
-    let worst = largest_error(turns, Ring::Limited);
+    let judged = if is_whole { turns } else { &[] };
+    let worst = largest_error(judged, Ring::Limited);
     let mut targets = vec![Target::new(what, worst, Bound::AtMost(ERROR_PERCENT))];
-    let ratios = ratios(turns, pods);
+    let ratios = ratios(judged, pods);
     for (ratio, bound) in &ratios {
         paired.row([ratio.of.clone(), shown(ratio.median, 2), list(&ratio.turns, 2)]);
         targets.extend(bound.map(|bound| Target::new(&ratio.of, ratio.median, bound)));
     }
     let ratios: Vec<&Ratio> = ratios.iter().map(|(ratio, _)| ratio).collect();
     let figures = json!({ "limits": limits, "turns": turns, "ratios": ratios });
-    Found { tables: vec![table, paired], targets, figures }
+    Found { tables: vec![table, paired], targets, failures: Vec::new(), figures }
 }
 
 impl Spent {
@@ -374,10 +384,13 @@ mod tests {
             turn(Ring::Unlimited, 29.0, 39.0, &[-9.0]),
             turn(Ring::One, 24.0, 39.0, &[5.0]),
         ];
-        let found = sum_up(&[Rate(1_000_000), Rate(2_000_000)], &turns);
+        let limits = [Rate(1_000_000), Rate(2_000_000)];
+        let found = sum_up(&limits, &turns, true);
         let figures: Vec<(f64, bool)> =
             found.targets.iter().map(|target| (target.measured, target.met)).collect();
         assert_eq!(figures, [(2.5, false), (1.25, false), (0.975, true), (1.5, true)]);
+        let found = sum_up(&limits, &turns, false);
+        assert!(found.targets.iter().all(|target| !target.met && target.measured.is_nan()));
     }
 
     #[test]
@@ -387,8 +400,8 @@ mod tests {
             let limited = [cost(1000.0), cost(packets), cost(1000.0)];
             let turns = limited.map(|cost| turn(Ring::Limited, cost, 39.0, &[0.5]));
             let one = [(); 3].map(|()| turn(Ring::One, cost(1000.0), 39.0, &[0.5]));
-            let found =
-                sum_up(&[Rate(1_000_000)], &turns.into_iter().chain(one).collect::<Vec<_>>());
+            let turns: Vec<Turn> = turns.into_iter().chain(one).collect();
+            let found = sum_up(&[Rate(1_000_000)], &turns, true);
             let target = &found.targets[1];
             assert!(target.what.contains("CPU time per packet"));
             assert_eq!((target.met, !target.measured.is_nan()), (is_known, is_known));

@@ -96,5 +96,5 @@ fn sum_up(measured: &[Measured]) -> Found {
             targets.push(Target::new(what, one.error_percent.abs(), bound));
         }
     }
-    Found { tables: vec![table], targets, figures: json(measured) }
+    Found { tables: vec![table], targets, failures: Vec::new(), figures: json(measured) }
 }

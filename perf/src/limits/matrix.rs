@@ -15,7 +15,7 @@ use serde_json::Value;
 use self::cells::{Cell, FAMILIES, FAST, FLOWS, PAIRS, Packets, RATES, all, sample, together};
 use super::delivered::Look;
 use super::load::{Ends, Load};
-use super::{Direction, Found, Options, WARM_UP, json, largest, set_limit};
+use super::{Direction, Found, Options, WARM_UP, json, largest, note, set_limit};
 use crate::internet::Family;
 use crate::interrupt;
 use crate::lane::ROUTE_MTU;
@@ -44,6 +44,8 @@ struct Measured {
     /// The same, by the workers'.
     counted_by_workers: Option<f64>,
     error_percent: Option<f64>,
+    /// Why there are no figures, or not all.
+    failed: Option<String>,
 }
 
 /// A node whose pods have limits in turn.
@@ -52,10 +54,10 @@ struct Pairs {
     pairs: Vec<[Pod; 2]>,
 }
 
-/// Measures.
+/// Measures. Where a group cannot be measured, the others are.
 ///
 /// # Errors
-/// When a pod cannot be made or loaded.
+/// When a pod cannot be made, or it is interrupted.
 pub fn measure(setup: &Setup, options: &Options) -> Result<Found> {
     let mut cells: Vec<Cell> = match options.quick {
         true => sample().collect(),
@@ -66,14 +68,21 @@ pub fn measure(setup: &Setup, options: &Options) -> Result<Found> {
     let together = together(&cells);
     progress(&format!("{} rates, in {} groups", cells.len(), together.len()));
     let pairs = Pairs::build(setup)?;
-    let mut measured = Vec::new();
+    let (mut measured, mut failures) = (Vec::new(), Vec::new());
     for (number, cells) in together.iter().enumerate() {
         interrupt::check()?;
         progress(&format!("group {} of {}: {}", number + 1, together.len(), describe(cells)));
-        measured.extend(pairs.measure(cells, options.window())?);
+        let mut group: Vec<Measured> = cells.iter().copied().map(Measured::new).collect();
+        if let Err(error) = pairs.measure(&mut group, options.window()) {
+            note(&mut failures, &describe(cells), &error)?;
+            group.iter_mut().for_each(|one| one.failed = Some(format!("{error:#}")));
+        }
+        measured.extend(group);
     }
-    pairs.node.check()?;
-    Ok(sum_up(&measured))
+    if let Err(error) = pairs.node.check() {
+        note(&mut failures, "the node", &error)?;
+    }
+    Ok(Found { failures, ..sum_up(&measured) })
 }
 
 fn describe(cells: &[Cell]) -> String {
@@ -91,6 +100,7 @@ impl Measured {
             delivered: None,
             counted_by_workers: None,
             error_percent: None,
+            failed: None,
         }
     }
 
@@ -106,9 +116,12 @@ impl Measured {
         self.without_limit.is_none_or(|rate| rate >= least)
     }
 
-    /// What the limit is judged by.
+    /// What the limit is judged by; NaN if that is not known.
     fn error(&self) -> Option<f64> {
-        self.error_percent.filter(|_| self.is_carried())
+        match self.failed {
+            Some(_) => Some(f64::NAN),
+            None => self.error_percent.filter(|_| self.is_carried()),
+        }
     }
 }
 
@@ -124,11 +137,11 @@ impl Pairs {
     }
 
     /// Measures cells at the same time, each between a pair of its own.
-    fn measure(&self, cells: &[Cell], window: Duration) -> Result<Vec<Measured>> {
+    fn measure(&self, measured: &mut [Measured], window: Duration) -> Result<()> {
+        let cells: Vec<Cell> = measured.iter().map(|one| one.cell).collect();
         let is_fast = cells.iter().any(|cell| cell.bits_per_s >= FAST);
-        let mut measured: Vec<Measured> = cells.iter().copied().map(Measured::new).collect();
         let mut carried: Vec<(usize, &Cell)> = cells.iter().enumerate().collect();
-        let look = |measured: &mut Vec<Measured>, carried: &mut Vec<(usize, &Cell)>| {
+        let look = |measured: &mut [Measured], carried: &mut Vec<(usize, &Cell)>| {
             let rates = self.run(carried, LOOK_WARM_UP, LOOK)?;
             for ((index, _), (rate, _)) in carried.iter().zip(rates) {
                 measured[*index].saw_without_limit(rate);
@@ -136,30 +149,36 @@ impl Pairs {
             carried.retain(|(index, _)| measured[*index].is_carried());
             Ok::<(), anyhow::Error>(())
         };
+        self.free(cells.len())?;
         if is_fast {
-            look(&mut measured, &mut carried)?;
+            look(measured, &mut carried)?;
         }
         for (index, cell) in &carried {
-            self.limit(*index, cell, &cell.bits_per_s.to_string())?;
+            let ends = self.pairs[*index].each_ref();
+            // The burst is as much as there can be, as runtimes ask.
+            set_limit(&self.node, cell.direction, ends, &cell.bits_per_s.to_string())?;
         }
         let rates = self.run(&carried, WARM_UP, window)?;
-        for (index, cell) in &carried {
-            self.limit(*index, cell, "none")?;
-        }
         for ((index, cell), (delivered, counted)) in carried.iter().zip(rates) {
             measured[*index].delivered = Some(delivered);
             measured[*index].counted_by_workers = Some(counted);
             measured[*index].error_percent = Some(cell.bits_per_s.error_percent(delivered));
         }
         if is_fast {
-            look(&mut measured, &mut carried)?;
+            self.free(cells.len())?;
+            look(measured, &mut carried)?;
         }
-        Ok(measured)
+        Ok(())
     }
 
-    /// Sets the limit of a cell's pod. The burst is as much as there can be, as runtimes ask.
-    fn limit(&self, pair: usize, cell: &Cell, rate: &str) -> Result<()> {
-        set_limit(&self.node, cell.direction, self.pairs[pair].each_ref(), rate)
+    /// Takes away the limits of so many pairs, whatever group has left them.
+    fn free(&self, pairs: usize) -> Result<()> {
+        for ends in &self.pairs[..pairs] {
+            for direction in Direction::BOTH {
+                set_limit(&self.node, direction, ends.each_ref(), "none")?;
+            }
+        }
+        Ok(())
     }
 
     /// Loads all of these pairs. Returns what each got per second, and what workers say it got.
@@ -269,12 +288,14 @@ fn sum_up(measured: &[Measured]) -> Found {
     Found {
         tables: vec![table],
         targets: vec![Target::new(what, worst, Bound::AtMost(TARGET_PERCENT))],
+        failures: Vec::new(),
         figures: json(measured),
     }
 }
 
 fn show(one: &Measured) -> String {
     match (one.error(), one.without_limit) {
+        _ if one.failed.is_some() => "failed".to_owned(),
         (Some(error), _) => format!("{error:+.2}"),
         (None, Some(rate)) => format!("({:.2})", rate / 1e9),
         (None, None) => "-".to_owned(),
@@ -295,5 +316,22 @@ mod tests {
         one.saw_without_limit(1_040_000.0);
         one.saw_without_limit(1_200_000.0);
         assert_eq!((one.error(), show(&one)), (None, "(0.00)".to_owned()));
+    }
+
+    #[test]
+    fn a_group_that_fails_is_shown_and_leaves_the_target_unmeasured() {
+        let mut measured: Vec<Measured> = all().take(2).map(Measured::new).collect();
+        measured.iter_mut().for_each(|one| one.error_percent = Some(0.5));
+        let target = |measured: &[Measured]| {
+            let target = sum_up(measured).targets.remove(0);
+            (target.met, target.measured)
+        };
+        assert_eq!(target(&measured), (true, 0.5));
+        measured[1].failed = Some("nobody listens".to_owned());
+        let (met, figure) = target(&measured);
+        assert!(!met && figure.is_nan(), "{figure}");
+        assert_eq!(show(&measured[1]), "failed");
+        assert_eq!(sum_up(&measured).figures[1]["failed"], "nobody listens");
+        assert!(!target(&[]).0, "nothing was measured");
     }
 }
