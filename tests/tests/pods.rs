@@ -301,13 +301,28 @@ fn a_listing_of_several_pages_has_every_row_once_and_is_in_order() {
         let ids: Vec<String> = (0..7).map(|number| format!("pod-{number}")).collect();
         let _pods =
             ids.iter().map(|id| add_named(node, id, &name)).collect::<Result<Vec<Namespace>>>()?;
-        let text = node.viaduct(&["pods", "--json"])?;
-        ensure!(text.len() > 2 * PAGE_BYTES, "more than two pages: {} bytes", text.len());
-        let rows: Vec<Value> = serde_json::from_str(&text)?;
+        let list = |listing| {
+            let text = node.viaduct(&[listing, "--json"])?;
+            ensure!(text.len() > 2 * PAGE_BYTES, "more than two pages: {} bytes", text.len());
+            Ok::<Vec<Value>, anyhow::Error>(serde_json::from_str(&text)?)
+        };
+        let rows = list("pods")?;
         let listed: Vec<_> = rows.iter().filter_map(|row| row["container_id"].as_str()).collect();
         ensure!(listed == ids, "pods: {listed:?}");
         let table = node.viaduct(&["pods"])?;
         ensure!(table.lines().count() == 1 + ids.len(), "a line each and the titles");
+        // A page of limits is full with two of them, and without the first every page but the last
+        // ends between those of a pod.
+        let limits = ids.iter().flat_map(|id| [(id.as_str(), "ingress"), (id, "egress")]).skip(1);
+        for (id, direction) in limits.clone() {
+            node.viaduct(&["limits", "set", id, &format!("--{direction}"), "1M"])?;
+        }
+        let rows = list("limits")?;
+        let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
+        let listed = rows.iter().map(|row| (text(row, "container_id"), text(row, "direction")));
+        let listed: Vec<(String, String)> = listed.collect();
+        let wanted = limits.map(|(id, direction)| (id.to_owned(), direction.to_owned()));
+        ensure!(listed == wanted.collect::<Vec<_>>(), "limits: {listed:?}");
         // Drops carry the names too: whatever the kernels have sent, no row is there twice.
         let drops = node.list("drops")?;
         let drops = drops.as_array().context("drops are an array")?;
