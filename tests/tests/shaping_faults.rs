@@ -2,6 +2,8 @@
 //! while traffic flows, silence, congestion marks, and pods and daemons that misbehave. Nothing gets
 //! stuck, nothing overflows, and nobody else pays.
 
+use std::fs;
+use std::net::UdpSocket;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -135,6 +137,36 @@ fn a_limit_changes_and_goes_while_traffic_flows_and_the_other_direction_has_none
     });
 }
 
+/// Fills a pod's bucket and sends so many packets at once, to the pod or from it: they all arrive.
+/// Returns their two ends.
+fn pass_at_once(
+    node: &Node,
+    (pod, peer): (&Pod, &Pod),
+    direction: &str,
+    burst_bytes: u64,
+    packets: usize,
+) -> Result<[UdpSocket; 2]> {
+    let (from, to) = if direction == "ingress" { (peer, pod) } else { (pod, peer) };
+    let receiver = udp_socket(&to.namespace, to.v4.into())?;
+    let sender = udp_socket(&from.namespace, from.v4.into())?;
+    sender.connect(receiver.local_addr()?)?;
+    // The packet that asks for the pod's Ethernet address is part of no burst.
+    wait_until("the bucket is full", SOON, || {
+        Ok(node.limit_row(pod, direction)?["tokens_bytes"].as_u64() == Some(burst_bytes))
+    })?;
+    for _ in 0..packets {
+        sender.send(&[0; LONG])?;
+    }
+    let mut buffer = [0; LONG];
+    for number in 0..packets {
+        receiver
+            .recv(&mut buffer)
+            .with_context(|| format!("{direction}: {number} of {packets}"))?;
+    }
+    ensure!(dropped(node, pod, direction)? == 0, "{direction}: nothing is dropped");
+    Ok([sender, receiver])
+}
+
 #[test]
 #[ignore = "needs root"]
 fn after_a_silence_the_burst_passes_at_once_and_what_is_more_does_not() {
@@ -147,24 +179,9 @@ fn after_a_silence_the_burst_passes_at_once_and_what_is_more_does_not() {
         // 43 of these are a burst of 64 KiB, a 44th leaves in debt, and ten wait.
         let (in_burst, all) = (43, 100);
         for (pod, direction) in &pods {
-            let (from, to) = if *direction == "ingress" { (&peer, pod) } else { (pod, &peer) };
-            let receiver = udp_socket(&to.namespace, to.v4.into())?;
-            let sender = udp_socket(&from.namespace, from.v4.into())?;
-            sender.connect(receiver.local_addr()?)?;
-            // The packet that asks for the pod's Ethernet address is part of no burst.
             let law = Law::of(MBIT / 10);
-            wait_until("the bucket is full", SOON, || {
-                let tokens = node.limit_row(pod, direction)?["tokens_bytes"].as_u64();
-                Ok(tokens == Some(law.burst_bytes))
-            })?;
-            for _ in 0..in_burst {
-                sender.send(&[0; LONG])?;
-            }
-            let mut buffer = [0; LONG];
-            for number in 0..in_burst {
-                receiver.recv(&mut buffer).with_context(|| format!("{number} of the burst"))?;
-            }
-            ensure!(dropped(node, pod, direction)? == 0, "{direction}: nothing is dropped");
+            let [sender, _receiver] =
+                pass_at_once(node, (pod, &peer), direction, law.burst_bytes, in_burst)?;
             for _ in 0..all {
                 sender.send(&[0; LONG])?;
             }
@@ -353,5 +370,40 @@ fn a_limit_holds_again_after_a_kill() {
         node.stop_daemon(Signal::KILL)?;
         node.start_daemon()?;
         both_settle()
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn after_a_restart_a_running_pod_is_held_to_what_the_new_configuration_makes_of_its_limits() {
+    on_each(vec![Setup::new(PortMode::Auto, 1)], |node| {
+        let limits = Bandwidth { ingress: Some(4 * MBIT), egress: Some(4 * MBIT) };
+        let (pod, peer) = (node.add_limited_pod("pod", limits)?, node.add_pod("peer")?);
+        let config = fs::read_to_string(node.config_path())?;
+        // 125,000 bytes are 250 ms and 82 packets. By default 43 pass at once, and ten wait.
+        for (line, burst_bytes, at_once, signal) in [
+            ("burst = \"250ms\"", 125_000, 82, Signal::TERM),
+            ("queue = \"250ms\"", 65_536, 43 + 82, Signal::KILL),
+        ] {
+            node.stop_daemon(signal)?;
+            fs::write(node.config_path(), format!("{config}[shaping]\n{line}\n"))?;
+            node.start_daemon()?;
+            for direction in ["ingress", "egress"] {
+                let applied = count_of_limit(node, &pod, direction, "applied_burst_bytes")?;
+                ensure!(applied == burst_bytes, "{line}, {direction}: {applied} bytes");
+                pass_at_once(node, (&pod, &peer), direction, burst_bytes, at_once).context(line)?;
+            }
+            let law = Law { bits_per_s: 4 * MBIT, burst_bytes };
+            let since = Instant::now();
+            let (to_pod, from_pod) =
+                (load(&peer, &pod, Some(12 * MBIT))?, load(&pod, &peer, Some(12 * MBIT))?);
+            let meter = |name, load| Meter::new(name, law, 0.01, move || Load::wire_bytes(load));
+            settle(&mut [
+                meter("to the pod", &to_pod).since(since),
+                meter("from the pod", &from_pod).since(since),
+            ])
+            .context(line)?;
+        }
+        Ok(())
     });
 }
