@@ -335,8 +335,8 @@ fn a_pod_that_reads_no_more_and_pods_that_flood_cost_others_nothing_and_hold_no_
             Meter::new("without a limit", Law::of(20 * MBIT), 0.05, || free_pair.wire_bytes()),
         ])?;
         let held = count(node, "frames", &["held"])?;
-        let free = count(node, "frames", &["free"])?;
-        ensure!(held < free / 4, "{held} frames hold what waits, {free} are free");
+        // What three limits carry in 25 ms are 58 packets of a frame each.
+        ensure!(held < 100, "{held} frames hold what waits");
         let drops = node.pod_row(&flooder)?["from_pod"]["drops"].clone();
         ensure!(drops["shaper_full"].as_u64() > Some(0), "the flooding pod pays: {drops}");
         let drops = node.pod_row(&peer)?["from_pod"]["drops"].clone();
