@@ -137,11 +137,11 @@ struct Visit {
 }
 
 /// Comes to the node's port and is heard by the pod.
-fn visit(from: &Namespace, node: IpAddr, server: &UdpSocket) -> Result<Visit> {
-    let client = caller(from, SocketAddr::new(node, HOST_PORT))?;
+fn visit(from: &Namespace, node: SocketAddr, server: UdpSocket) -> Result<Visit> {
+    let client = caller(from, node)?;
     client.send(b"here I am")?;
     let (_, seen) = server.recv_from(&mut [0; 64]).context("a visit by the node's port")?;
-    Ok(Visit { client, server: server.try_clone()?, seen })
+    Ok(Visit { client, server, seen })
 }
 
 impl Visit {
@@ -160,7 +160,10 @@ fn the_nodes_ports_and_pods_of_other_nodes_share_the_pods_limit() {
     let setups = [PortMode::Auto, PortMode::Basic]
         .map(|port_mode| ClusterSetup::new(Forwarder::Viaduct { port_mode, workers: 1 }, 2));
     on_clusters(setups.into(), |cluster| {
-        let wish = Wish::from(vec![Mapping::new(Transport::Udp, HOST_PORT, CONTAINER_PORT)]);
+        // One for each visitor: of what comes to one socket, nobody knows who sent it.
+        let mapping =
+            |number| Mapping::new(Transport::Udp, HOST_PORT + number, CONTAINER_PORT + number);
+        let wish = Wish::from(vec![mapping(0), mapping(1)]);
         let mut conf = cluster.node(0).conf_with_host_ports(&wish);
         Bandwidth { ingress: Some(10 * MBIT), egress: Some(8 * MBIT) }.write_to(&mut conf);
         let limited = cluster.node(0).attach_in_new_namespace("limited", &conf)?;
@@ -169,12 +172,13 @@ fn the_nodes_ports_and_pods_of_other_nodes_share_the_pods_limit() {
         cluster.warm_up((0, &limited), &remote)?;
 
         let mut visits = Vec::new();
-        for (address, port) in limited.addresses().into_iter().zip(Cluster::address(0)) {
-            let server =
-                limited.namespace.within(|| UdpSocket::bind((address, CONTAINER_PORT)))??;
-            server.set_read_timeout(Some(Duration::from_secs(10)))?;
-            visits.push(visit(cluster.node(1).namespace(), port, &server)?);
-            visits.push(visit(&remote.namespace, port, &server)?);
+        for (address, node) in limited.addresses().into_iter().zip(Cluster::address(0)) {
+            for (number, from) in (0..).zip([cluster.node(1).namespace(), &remote.namespace]) {
+                let bind = || UdpSocket::bind((address, CONTAINER_PORT + number));
+                let server = limited.namespace.within(bind)??;
+                server.set_read_timeout(Some(Duration::from_secs(10)))?;
+                visits.push(visit(from, (node, HOST_PORT + number).into(), server)?);
+            }
         }
         let since = Instant::now();
         let mut to_pod = both_families(place(&remote), place(&limited), 3 * MBIT)?;
