@@ -11,8 +11,8 @@ use crate::report::{LimitDirection, LimitKey, LimitRow};
 use crate::state::{Change, Effect, PodRecord, StateError};
 
 impl Engine {
-    /// `viaduct limits set`. When it returns, every worker forwards by the new limits, and the
-    /// journal has them; when it fails, those before stay.
+    /// `viaduct limits set`. When it returns, every worker that does not hang forwards by the new
+    /// limits, and the journal has them; when it fails, those before stay.
     pub fn set_limits(&mut self, request: &LimitsRequest) -> Result<(), CallError> {
         let refused = |error: StateError| call_error(error.cni_code(), &error);
         let LimitsRequest { container_id, ifname, ingress, egress } = request;
@@ -24,16 +24,22 @@ impl Engine {
             Effect::Unchanged => return Ok(()),
             other => unreachable!("new limits limit: {other:?}"),
         };
-        tracing::info!(host_ifname = pod.host_ifname, ?limits, "a pod has other limits");
         let result = self.publish().map_err(anyhow::Error::from).and_then(|()| {
             let record = Record::Attached(Box::new(pod));
             self.journal.append(&record).map_err(anyhow::Error::from)
         });
-        result.map_err(|error| {
-            self.restore_limits(before);
-            let msg = format!("{error:#}");
-            CallError { code: FAILED, msg, details: String::new() }
-        })
+        match result {
+            Ok(()) => {
+                let host_ifname = before.host_ifname;
+                tracing::info!(host_ifname, ?limits, "a pod has other limits");
+                Ok(())
+            }
+            Err(error) => {
+                self.restore_limits(before);
+                let msg = format!("{error:#}");
+                Err(CallError { code: FAILED, msg, details: String::new() })
+            }
+        }
     }
 
     /// Undoes [`Engine::set_limits`].

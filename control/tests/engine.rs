@@ -1,0 +1,226 @@
+//! The engine on a node of its own, where what is around it fails (needs root): a journal without
+//! room.
+
+mod namespace;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use cni_bridge::protocol::{
+    AddRequest, Addressing, Attachment, Bandwidth, LimitChange, LimitsRequest, Listing,
+    RateRequest, Reply,
+};
+use control::config::Config;
+use control::engine::{Engine, Reaper};
+use control::report::LimitRow;
+use control::state::PodRecord;
+use control::workers::{NODE_SLOT, UPLINK_PORTS_MAX};
+use dataplane::port::PortId;
+use dataplane::shaper::Limits;
+use namespace::Namespace;
+
+const MBIT: u64 = 1_000_000;
+
+/// Bytes that 50 ms of a rate carry: its burst, if it is a high one.
+fn burst(rate_mbit: u64) -> u64 {
+    rate_mbit * MBIT / 8 / 20
+}
+
+/// How long anything may take that takes milliseconds.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// A network namespace, and what an engine in it has of the file systems. The state directory is a
+/// file system of its own, which a test can fill.
+struct Node {
+    namespace: Namespace,
+    state_dir: tempfile::TempDir,
+    bpf_dir: PathBuf,
+}
+
+impl Node {
+    fn new() -> Node {
+        // No point in the name: a bpffs takes none.
+        let state_dir = tempfile::Builder::new().prefix("engine-").tempdir().expect("a directory");
+        let namespace = Namespace::new();
+        namespace.run(&format!(
+            "mount -t tmpfs -o size=1m,mode=0700 tmpfs {}",
+            state_dir.path().display()
+        ));
+        let name = state_dir.path().file_name().expect("it has a name");
+        let bpf_dir = Path::new("/sys/fs/bpf").join(name);
+        Node { namespace, state_dir, bpf_dir }
+    }
+
+    /// To be called inside of the namespace.
+    fn start(&self) -> Engine {
+        let cores = rustix::thread::sched_getaffinity(None).expect("the cores of this thread");
+        let core = (0..rustix::thread::CpuSet::MAX_CPU).find(|core| cores.is_set(*core));
+        let core = core.expect("it runs somewhere");
+        let (state, bpf) = (self.state_dir.path(), &self.bpf_dir);
+        let text = format!(
+            "[node]\npod_cidrs = [\"10.244.9.0/24\"]\n[workers]\ncores = [{core}]\nframes = 4096\n\
+             [nat]\nflows = 1024\n[daemon]\nstate_dir = {state:?}\nbpf_dir = {bpf:?}\n"
+        );
+        let config = Config::parse(&text, Path::new("test.toml"), &[core]).expect("it can be read");
+        let reaper = Reaper::start(|| ()).expect("a thread");
+        Engine::start(config, reaper).expect("the engine starts")
+    }
+
+    /// Takes all the room that the state directory has left.
+    fn fill(&self) -> PathBuf {
+        let path = self.state_dir.path().join("fill");
+        let mut file = File::create(&path).expect("a file");
+        while file.write_all(&[0; 512]).is_ok() {}
+        path
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Nothing here may hide the failure of the test that is being unwound.
+        let _ = fs::remove_dir_all(&self.bpf_dir);
+        let _ = Command::new("umount").arg("-l").arg(self.state_dir.path()).status();
+    }
+}
+
+/// Attaches a pod; its namespace has to live as long as it.
+fn add(engine: &mut Engine, name: &str, bandwidth: Bandwidth) -> Namespace {
+    let namespace = Namespace::new();
+    let netns = OwnedFd::from(namespace.0.try_clone().expect("another descriptor"));
+    let request = AddRequest {
+        attachment: attachment(name),
+        netns: "/run/netns/none".to_owned(),
+        addressing: Addressing::Embedded { requested: Vec::new(), ranges: Vec::new() },
+        mac: None,
+        mtu: None,
+        routes: Vec::new(),
+        pod_namespace: String::new(),
+        pod_name: String::new(),
+        port_mappings: Vec::new(),
+        snat: None,
+        masq_all: false,
+        bandwidth,
+    };
+    engine.attach(&request, netns).expect("a pod");
+    namespace
+}
+
+fn attachment(name: &str) -> Attachment {
+    let (network, ifname) = ("engine".to_owned(), "eth0".to_owned());
+    Attachment { network, container_id: name.to_owned(), ifname }
+}
+
+fn pod<'engine>(engine: &'engine Engine, name: &str) -> &'engine PodRecord {
+    engine.state().pod(&attachment(name)).expect("the pod is attached")
+}
+
+fn request(rate_bps: u64) -> Option<RateRequest> {
+    Some(RateRequest { rate_bps, burst_bits: RateRequest::BURST_BITS_MAX })
+}
+
+/// Limits what comes to the pod.
+fn set(engine: &mut Engine, name: &str, rate_bps: u64) -> Result<(), String> {
+    let ingress = Some(LimitChange::Set { rate_bps, burst_bits: None });
+    let container_id = name.to_owned();
+    let request = LimitsRequest { container_id, ifname: None, ingress, egress: None };
+    engine.set_limits(&request).map_err(|error| error.msg)
+}
+
+/// What the tables of now say of a pod.
+fn table_limits(engine: &Engine, name: &str) -> Limits {
+    let first = NODE_SLOT + 1 + UPLINK_PORTS_MAX;
+    let id = PortId(first + u16::try_from(pod(engine, name).slot).expect("a slot"));
+    let mut subscription = engine.workers().publisher().subscribe();
+    subscription.adopt().port(id).expect("it has a port").limits
+}
+
+fn limit_row(engine: &Engine) -> LimitRow {
+    let Reply::Listing(rows) = engine.list(Listing::Limits, None) else { panic!("it is short") };
+    let rows: Vec<LimitRow> = serde_json::from_value(rows).expect("rows");
+    rows.into_iter().next().expect("a limit")
+}
+
+/// The pod's worker adopts the tables of now, and its bucket fills up to this burst.
+fn assert_worker_has(engine: &Engine, burst_bytes: u64) {
+    let [worker] = engine.workers().handles() else { panic!("there is one") };
+    let newest = engine.workers().generation();
+    let deadline = Instant::now() + DEADLINE;
+    while worker.counters.generation.get() != newest
+        || limit_row(engine).tokens_bytes != burst_bytes.cast_signed()
+    {
+        assert!(Instant::now() < deadline, "{burst_bytes}: {:?}", limit_row(engine));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// What is logged on this thread meanwhile.
+fn logged<T>(what: impl FnOnce() -> T) -> (T, String) {
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().expect("nobody panicked").write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let outcome = tracing::subscriber::with_default(subscriber, what);
+    let text = String::from_utf8(log.0.lock().expect("nobody panicked").clone()).expect("text");
+    (outcome, text)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn limits_that_the_journal_has_no_room_for_are_those_of_before_to_everybody() {
+    let node = Node::new();
+    node.namespace.visit(|| {
+        let mut engine = node.start();
+        let _pod = add(&mut engine, "pod", Bandwidth { ingress: request(MBIT), egress: None });
+        let fill = node.fill();
+        // The file's last page has room for some records. Each rate is below the one before, and so
+        // is its burst: a bucket with the new limit never has as many tokens as with the old one.
+        let refused = (0..100).map(|number| 1000 - number).find_map(|rate_mbit| {
+            let (outcome, log) = logged(|| set(&mut engine, "pod", rate_mbit * MBIT));
+            let said = log.contains("has other limits");
+            assert_eq!(said, outcome.is_ok(), "{rate_mbit}: {log}");
+            Some((rate_mbit, outcome.err()?))
+        });
+        let (rate_mbit, error) = refused.expect("there is no room for all of these");
+        assert!(rate_mbit < 1000, "there is room for one at least: {error}");
+        let journal = node.state_dir.path().join("journal");
+        let parts =
+            [journal.to_str().expect("text"), "No space left", "mend that or change state_dir"];
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+
+        let before = rate_mbit + 1;
+        let wanted = Bandwidth { ingress: request(before * MBIT), egress: None };
+        assert_eq!(pod(&engine, "pod").limits, wanted);
+        let limits = table_limits(&engine, "pod");
+        let to_pod = limits.to_pod.expect("a limit");
+        assert_eq!((to_pod.bits_per_s, to_pod.burst_bytes), (before * MBIT, burst(before)));
+        assert_eq!(limits.from_pod, None);
+        let row = limit_row(&engine);
+        assert_eq!((row.requested_bps, row.applied_bps), (before * MBIT, before * MBIT));
+        let [worker] = engine.workers().handles() else { panic!("there is one") };
+        assert_eq!(worker.counters.generation.get(), engine.workers().generation());
+        assert_worker_has(&engine, burst(before));
+
+        engine.stop();
+        fs::remove_file(fill).expect("give the room back");
+        let mut engine = node.start();
+        assert_eq!(pod(&engine, "pod").limits, wanted, "in the journal too");
+        set(&mut engine, "pod", rate_mbit * MBIT).expect("there is room again");
+        assert_worker_has(&engine, burst(rate_mbit));
+        engine.stop();
+    });
+}
