@@ -73,7 +73,10 @@ pub enum WorkersError {
     #[error("worker {0} does not take orders; restart viaductd")]
     Busy(u16),
     /// A worker does not adopt the tables.
-    #[error("worker {worker} did not adopt tables {generation} within {ADOPT_DEADLINE:?}")]
+    #[error(
+        "worker {worker} has not adopted tables {generation} within {ADOPT_DEADLINE:?}; \
+         restart viaductd if it does not recover"
+    )]
     Stuck {
         /// The worker.
         worker: u16,
@@ -132,6 +135,8 @@ pub struct WorkerHandle {
     _anchor_socket: Option<Socket>,
     /// It hangs.
     out: bool,
+    /// The newest tables that control has waited for in vain.
+    missed: u64,
     /// Its sentinels, while it is in charge of its ports.
     guard: Option<Guard>,
     thread: Option<JoinHandle<()>>,
@@ -258,6 +263,7 @@ impl Workers {
                 anchor,
                 _anchor_socket: anchor_socket,
                 out: false,
+                missed: 0,
                 guard: None,
                 thread: Some(thread),
             });
@@ -377,25 +383,31 @@ impl Workers {
         free
     }
 
-    /// Publishes a snapshot and waits until every worker that does not hang forwards by it.
+    /// Publishes a snapshot and waits until every worker that does not hang forwards by it. Who was
+    /// waited for in vain is not waited for again until it has adopted what it missed: one request
+    /// may publish several times, and others wait behind it.
     pub fn publish(&mut self, input: TablesInput) -> Result<(), WorkersError> {
         /// Between looks: an adoption takes a pass, some 10 µs, or a wake-up, some 50 µs.
         const LOOK: Duration = Duration::from_micros(20);
         self.generation += 1;
-        self.publisher.publish(Tables::new(self.generation, input));
+        let generation = self.generation;
+        self.publisher.publish(Tables::new(generation, input));
         let start = Instant::now();
-        for worker in self.workers.iter().filter(|worker| !worker.out) {
+        for worker in self.workers.iter_mut().filter(|worker| !worker.out) {
             worker.bell.ring();
-            while worker.counters.generation.get() < self.generation {
+            while worker.counters.generation.get() < generation {
                 if start.elapsed() > ADOPT_DEADLINE {
-                    let generation = self.generation;
-                    return Err(WorkersError::Stuck { worker: worker.id, generation });
+                    worker.missed = generation;
+                }
+                if worker.counters.generation.get() < worker.missed {
+                    let (worker, generation) = (worker.id, worker.missed);
+                    return Err(WorkersError::Stuck { worker, generation });
                 }
                 std::thread::sleep(LOOK);
             }
         }
         let adopted = self.workers.iter().map(|worker| worker.counters.generation.get());
-        self.publisher.retire(adopted.min().unwrap_or(self.generation));
+        self.publisher.retire(adopted.min().unwrap_or(generation));
         Ok(())
     }
 

@@ -1,13 +1,13 @@
 //! The engine on a node of its own, where what is around it fails (needs root): a journal without
-//! room.
+//! room, a worker that hangs.
 
 mod namespace;
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs::{self, DirEntry, File};
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,9 @@ const MBIT: u64 = 1_000_000;
 fn burst(rate_mbit: u64) -> u64 {
     rate_mbit * MBIT / 8 / 20
 }
+
+/// The burst of a low rate.
+const BURST_ANY: u64 = 64 << 10;
 
 /// How long anything may take that takes milliseconds.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -221,6 +224,78 @@ fn limits_that_the_journal_has_no_room_for_are_those_of_before_to_everybody() {
         assert_eq!(pod(&engine, "pod").limits, wanted, "in the journal too");
         set(&mut engine, "pod", rate_mbit * MBIT).expect("there is room again");
         assert_worker_has(&engine, burst(rate_mbit));
+        engine.stop();
+    });
+}
+
+/// Keeps a thread of this process from running, as long as this value lives.
+struct Held(Child);
+
+impl Held {
+    /// The first one of this name in the network namespace of the caller.
+    fn hold(name: &str) -> Held {
+        let namespace = |task: &Path| fs::read_link(task.join("ns/net")).ok();
+        let own = namespace(Path::new("/proc/thread-self"));
+        let is_it = |task: &DirEntry| {
+            let comm = fs::read_to_string(task.path().join("comm"));
+            comm.is_ok_and(|comm| comm.trim_end() == name) && namespace(&task.path()) == own
+        };
+        let tasks = fs::read_dir("/proc/self/task").expect("the threads");
+        let task = tasks.map(|task| task.expect("a thread")).find(is_it).expect("it runs");
+        let mut python = Command::new("python3");
+        python.arg("-c").arg(HOLD).arg(task.file_name());
+        let mut child = python.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start");
+        let said = child.stdout.as_mut().expect("a pipe").read(&mut [0; 16]);
+        assert_ne!(said.expect("it says something"), 0, "the thread is held");
+        Held(child)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+/// Stops a thread until its input ends: ptrace(2) with PTRACE_SEIZE, PTRACE_INTERRUPT, and when it
+/// has stopped (waitpid(2) with `__WALL`) and is let go, PTRACE_DETACH.
+const HOLD: &str = "
+import ctypes, os, sys
+thread = int(sys.argv[1])
+ptrace = lambda request: ctypes.CDLL(None).ptrace(request, thread, None, None)
+assert ptrace(0x4206) == 0 and ptrace(0x4207) == 0
+os.waitpid(thread, 0x40000000)
+print('held', flush=True)
+sys.stdin.read()
+ptrace(17)
+";
+
+#[test]
+#[ignore = "needs root"]
+fn a_worker_that_hangs_is_waited_for_once_and_serves_again_when_it_moves() {
+    let node = Node::new();
+    node.namespace.visit(|| {
+        let mut engine = node.start();
+        let limits = Bandwidth { ingress: request(10 * MBIT), egress: None };
+        let _pod = add(&mut engine, "pod", limits);
+        let held = Held::hold("worker-0");
+        let mut refused = || {
+            let started = Instant::now();
+            let error = set(&mut engine, "pod", 20 * MBIT).expect_err("nobody limits it");
+            assert!(error.contains("worker 0") && error.contains("restart viaductd"), "{error}");
+            assert_eq!(pod(&engine, "pod").limits, limits);
+            started.elapsed()
+        };
+        // The change and its undo are published, and waited for 2 s in all.
+        let first = refused();
+        assert!((Duration::from_secs(2)..Duration::from_secs(3)).contains(&first), "{first:?}");
+        let later = refused();
+        assert!(later < Duration::from_secs(1), "{later:?}");
+        drop(held);
+        assert_worker_has(&engine, BURST_ANY);
+        set(&mut engine, "pod", 1000 * MBIT).expect("the worker moves again");
+        assert_worker_has(&engine, burst(1000));
         engine.stop();
     });
 }
