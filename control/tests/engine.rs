@@ -1,5 +1,5 @@
 //! The engine on a node of its own, where what is around it fails (needs root): a journal without
-//! room, a worker that hangs.
+//! room, one that says what cannot be, a worker that hangs.
 
 mod namespace;
 
@@ -17,6 +17,7 @@ use cni_bridge::protocol::{
 };
 use control::config::Config;
 use control::engine::{Engine, Reaper};
+use control::journal::{Journal, Record, boot_id};
 use control::report::LimitRow;
 use control::state::PodRecord;
 use control::workers::{NODE_SLOT, UPLINK_PORTS_MAX};
@@ -72,6 +73,10 @@ impl Node {
         let config = Config::parse(&text, Path::new("test.toml"), &[core]).expect("it can be read");
         let reaper = Reaper::start(|| ()).expect("a thread");
         Engine::start(config, reaper).expect("the engine starts")
+    }
+
+    fn journal(&self) -> (Journal, Vec<Record>) {
+        Journal::open(self.state_dir.path(), &boot_id().expect("a boot")).expect("a journal")
     }
 
     /// Takes all the room that the state directory has left.
@@ -296,6 +301,64 @@ fn a_worker_that_hangs_is_waited_for_once_and_serves_again_when_it_moves() {
         assert_worker_has(&engine, BURST_ANY);
         set(&mut engine, "pod", 1000 * MBIT).expect("the worker moves again");
         assert_worker_has(&engine, burst(1000));
+        engine.stop();
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_limit_that_cannot_be_costs_a_pod_that_limit_and_an_impossible_address_costs_it_all() {
+    let node = Node::new();
+    node.namespace.visit(|| {
+        let mut engine = node.start();
+        let limits = Bandwidth { ingress: request(10), egress: request(20) };
+        let pods = ["rate0", "burst0", "sound", "mac"];
+        let _namespaces = pods.map(|name| add(&mut engine, name, limits));
+        let records = pods.map(|name| pod(&engine, name).clone());
+        engine.stop();
+
+        let [rate0, burst0, sound, mac] = &records;
+        let zero = Some(RateRequest { rate_bps: 0, burst_bits: 7 });
+        let no_burst = Some(RateRequest { rate_bps: 9, burst_bits: 0 });
+        let damaged = [
+            PodRecord { limits: Bandwidth { ingress: zero, ..limits }, ..rate0.clone() },
+            PodRecord { limits: Bandwidth { egress: no_burst, ..limits }, ..burst0.clone() },
+            PodRecord { mac: [0x02, 0, 0, 0, 0, 1], ..mac.clone() },
+        ];
+        let (mut journal, _) = node.journal();
+        for record in damaged {
+            journal.append(&Record::Attached(Box::new(record))).expect("there is room");
+        }
+        drop(journal);
+
+        let (mut engine, log) = logged(|| node.start());
+        let without = |ingress, egress, record: &PodRecord| PodRecord {
+            limits: Bandwidth { ingress, egress },
+            ..record.clone()
+        };
+        assert_eq!(*pod(&engine, "rate0"), without(None, limits.egress, rate0));
+        assert_eq!(*pod(&engine, "burst0"), without(limits.ingress, None, burst0));
+        assert_eq!(pod(&engine, "sound"), sound);
+        assert_eq!(engine.state().pods().len(), 3, "no worker takes such an address");
+        let links = node.namespace.run("ip -o link show");
+        for (record, is_there) in records.iter().zip([true, true, true, false]) {
+            assert_eq!(links.contains(&record.host_ifname), is_there, "{links}");
+        }
+        let errors: Vec<&str> = log.lines().filter(|line| line.contains("ERROR")).collect();
+        let [of_burst0, of_mac, of_rate0] = errors[..] else { panic!("{log}") };
+        for (line, parts) in [
+            (of_rate0, ["rate_bps: 0, burst_bits: 7", "viaduct limits set rate0 --ifname eth0"]),
+            (of_burst0, ["rate_bps: 9, burst_bits: 0", "viaduct limits set burst0 --ifname eth0"]),
+            (of_mac, ["cannot come back", "first byte is 02"]),
+        ] {
+            assert!(parts.iter().all(|part| line.contains(part)), "{line}");
+        }
+        let mended = "viaduct limits set mends it for good";
+        set(&mut engine, "rate0", 30).expect(mended);
+        engine.stop();
+        let (engine, log) = logged(|| node.start());
+        assert_eq!(pod(&engine, "rate0").limits.ingress, request(30), "{mended}");
+        assert!(!log.contains("limits set rate0"), "{log}");
         engine.stop();
     });
 }

@@ -85,13 +85,14 @@ impl Engine {
     }
 
     /// Back into state, IPAM and XDP maps, if its host end is still there.
-    fn readopt(&mut self, pod: PodRecord) -> anyhow::Result<Result<PodRecord, PodRecord>> {
+    fn readopt(&mut self, mut pod: PodRecord) -> anyhow::Result<Result<PodRecord, PodRecord>> {
         if !self.is_there(&pod) {
             return Ok(Err(pod));
         }
         for PodAddress { address, .. } in &pod.addresses {
             let _delegated = self.ipam.reserve(&pod.attachment, *address);
         }
+        lift_unusable_limits(&mut pod);
         match self.state.apply(Change::Restore(pod.clone())) {
             Ok(Effect::Added(pod)) => {
                 self.guard(&pod)?;
@@ -140,5 +141,19 @@ impl Engine {
             }
         }
         Ok(())
+    }
+}
+
+/// A limit that cannot be is no reason to cut a pod off: it comes back without.
+fn lift_unusable_limits(pod: &mut PodRecord) {
+    let unusable = pod.take_unusable_limits();
+    if !unusable.is_unlimited() {
+        let Attachment { container_id, ifname, .. } = &pod.attachment;
+        tracing::error!(
+            host_ifname = pod.host_ifname,
+            ?unusable,
+            "a pod comes back without limits that cannot be; give it others: \
+             viaduct limits set {container_id} --ifname {ifname}"
+        );
     }
 }

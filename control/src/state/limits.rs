@@ -32,9 +32,6 @@ impl PodRecord {
     /// That its limits are some: a request or a journal may say anything.
     pub(super) fn check_limits(&self) -> Result<(), StateError> {
         let Bandwidth { ingress, egress } = self.limits;
-        let can_be = |limit: &RateRequest| {
-            limit.rate_bps > 0 && (1..=RateRequest::BURST_BITS_MAX).contains(&limit.burst_bits)
-        };
         match [ingress, egress].into_iter().flatten().find(|limit| !can_be(limit)) {
             None => Ok(()),
             Some(limit) => {
@@ -43,4 +40,16 @@ impl PodRecord {
             }
         }
     }
+
+    /// Takes the limits away that cannot be, and returns those.
+    pub fn take_unusable_limits(&mut self) -> Bandwidth {
+        let Bandwidth { ingress, egress } = &mut self.limits;
+        let [ingress, egress] = [ingress, egress].map(|limit| limit.take_if(|it| !can_be(it)));
+        Bandwidth { ingress, egress }
+    }
+}
+
+/// Whether something can pass by the limit, and its burst is within bounds.
+fn can_be(limit: &RateRequest) -> bool {
+    limit.rate_bps > 0 && (1..=RateRequest::BURST_BITS_MAX).contains(&limit.burst_bits)
 }

@@ -64,6 +64,26 @@ fn limits_that_cannot_be_are_refused_at_add_at_restore_and_later() {
 }
 
 #[test]
+fn of_a_record_only_the_limits_that_cannot_be_are_taken() {
+    let (zero, fine) = (limit(0, 8), limit(1, 8));
+    let record = state_of(&[("a", "eth0")]).pods().next().unwrap().clone();
+    for (limits, kept, taken) in [
+        ((zero, fine), (None, fine), (zero, None)),
+        ((fine, limit(1, 0)), (fine, None), (None, limit(1, 0))),
+        ((zero, zero), (None, None), (zero, zero)),
+        ((fine, fine), (fine, fine), (None, None)),
+        ((None, fine), (None, fine), (None, None)),
+    ] {
+        let [limits, kept, taken] =
+            [limits, kept, taken].map(|(ingress, egress)| Bandwidth { ingress, egress });
+        let mut found = PodRecord { limits, ..record.clone() };
+        assert_eq!(found.take_unusable_limits(), taken);
+        assert_eq!(found, PodRecord { limits: kept, ..record.clone() });
+        assert_eq!(found.check_limits(), Ok(()));
+    }
+}
+
+#[test]
 fn limits_end_with_the_pod_and_a_refused_add_changes_none() {
     let limits = Bandwidth { ingress: limit(10, 80), egress: limit(20, 80) };
     let mut state = State::new(Limits { workers: 1, slots: 10, ports_per_worker: 10 });
