@@ -32,6 +32,9 @@ pub const ADDRESSES_PER_POD_MAX: usize = 16;
 /// pod's kernel knows travels in the source MAC"), so no pod may own such an address.
 pub const HINT_MAC_PREFIX: u8 = 0x02;
 
+/// Highest generation that a restored pod keeps: no daemon counts so far, and there must be more.
+const GENERATION_RESTORED_MAX: u64 = u64::MAX / 2;
+
 /// One wish to change the world.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -274,6 +277,9 @@ impl State {
         }
         record.host_ports.sort_by_key(HostPortRecord::key);
         self.check(&record)?;
+        if record.generation > GENERATION_RESTORED_MAX {
+            record.generation = self.generation + 1;
+        }
         self.generation = record.generation.max(self.generation + 1);
         self.insert(record.clone());
         Ok(record)

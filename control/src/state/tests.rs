@@ -187,6 +187,21 @@ fn restored_pods_keep_their_homes_and_later_pods_have_newer_generations() {
 }
 
 #[test]
+fn a_generation_that_nobody_has_counted_to_leaves_room_for_all_that_come() {
+    let mut before = State::new(LIMITS);
+    let records: Vec<_> = (0..4).map(|id| add(&mut before, id)).collect();
+    let mut after = State::new(LIMITS);
+    for (mut record, generation) in records.into_iter().zip([u64::MAX, 7, u64::MAX, u64::MAX - 1]) {
+        record.generation = generation;
+        after.apply(Change::Restore(record)).unwrap();
+    }
+    assert_eq!(after.pod(&attachment(1)).unwrap().generation, 7, "as it was");
+    let newest = after.pods().map(|record| record.generation).max().unwrap();
+    assert!(add(&mut after, 77).generation > newest);
+    assert!(newest < 100);
+}
+
+#[test]
 fn restored_pods_move_when_their_worker_or_slot_is_gone() {
     let mut before = State::new(LIMITS);
     let records: Vec<_> = (0..6).map(|id| add(&mut before, id)).collect();
