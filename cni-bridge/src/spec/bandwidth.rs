@@ -22,6 +22,10 @@ struct Keys {
     burst: &'static str,
 }
 
+/// Keys by which the reference, in releases 1.5.0 and 1.5.1, leaves some destinations out of the
+/// limits. Passed over, they would have that limited which is not to be.
+const SUBNETS: [&str; 2] = ["unshapedSubnets", "shapedSubnets"];
+
 const INGRESS: Keys = Keys { rate: "ingressRate", burst: "ingressBurst" };
 const EGRESS: Keys = Keys { rate: "egressRate", burst: "egressBurst" };
 
@@ -30,7 +34,8 @@ impl Bandwidth {
     /// `runtimeConfig`.
     ///
     /// # Errors
-    /// Code 7 for a value that cannot be used; the sentence names key and value.
+    /// Code 7 for a value that cannot be used, code 2 for one that asks for what does not exist
+    /// here; the sentence names key and value.
     pub(super) fn parse(conf: &NetConf, runtime: &Map<String, Value>) -> Result<Self, CniError> {
         let empty = Map::new();
         let capability = json::object(runtime, "bandwidth", PATH)?.unwrap_or(&empty);
@@ -38,6 +43,7 @@ impl Bandwidth {
             Place { map: &conf.map, path: String::new() },
             Place { map: capability, path: format!("{PATH}.") },
         ];
+        places.iter().try_for_each(Place::refuse_subnets)?;
         let limit = |keys| match places.iter().find(|place| place.speaks_of(keys)) {
             Some(place) => place.limit(keys),
             None => Ok(None),
@@ -56,6 +62,18 @@ struct Place<'a> {
 impl Place<'_> {
     fn speaks_of(&self, keys: &Keys) -> bool {
         [keys.rate, keys.burst].iter().any(|key| field(self.map, key).is_some())
+    }
+
+    fn refuse_subnets(&self) -> Result<(), CniError> {
+        const WHY: &str = "because a limit holds whatever the destination; leave it out";
+        let is_empty = |value: &Value| value.as_array().is_some_and(Vec::is_empty);
+        let asked = |key| Some((key, field(self.map, key).filter(|value| !is_empty(value))?));
+        match SUBNETS.into_iter().find_map(asked) {
+            Some((key, value)) => {
+                Err(json::unsupported(&format!("{}{key}", self.path), value, WHY))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The limit of one direction; both keys 0 ask for none.

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde_json::{Map, Value};
 
 use super::conf::NetConf;
-use super::error::{CniError, code};
+use super::error::CniError;
 use super::json::{self, field};
 use crate::protocol::{PortMapping, PortProtocol};
 
@@ -84,7 +84,7 @@ fn mapping(entry: &Value) -> Result<Option<PortMapping>, CniError> {
     let host_ip = host_ip(map).map_err(wrong)?;
     // The reference's successors know entries for several ports; the capability does not.
     match field(map, "range").filter(|range| !matches!(range.as_u64(), Some(0 | 1))) {
-        Some(_) => Err(unsupported(PATH, entry, "range; send one entry for each port")),
+        Some(_) => Err(json::unsupported(PATH, entry, "range; send one entry for each port")),
         None => Ok(Some(PortMapping { host_ip, host_port, container_port, protocol })),
     }
 }
@@ -139,7 +139,7 @@ fn refuse_foreign(map: &Map<String, Value>) -> Result<(), CniError> {
     ];
     for (key, is_fine, instead) in keys {
         if let Some(value) = field(map, key).filter(|value| !is_fine(value)) {
-            return Err(unsupported(key, value, instead));
+            return Err(json::unsupported(key, value, instead));
         }
     }
     Ok(())
@@ -150,9 +150,3 @@ const MARKS: &str = "because packets of host ports get no mark; leave it out";
 
 /// Why keys with conditions of iptables are refused.
 const CONDITIONS: &str = "because host ports are no iptables rules; leave it out";
-
-/// Code 2 wants key and value in the message (SPEC.md, "Error").
-fn unsupported(path: &str, value: &Value, why: &str) -> CniError {
-    let value = json::brief(&value.to_string());
-    CniError::new(code::UNSUPPORTED_FIELD, format!("{path} = {value} is not supported {why}"))
-}

@@ -98,6 +98,13 @@ pub fn invalid(path: &str, value: &str, why: &str) -> CniError {
     )
 }
 
+/// The error for a value that asks for what does not exist here; `why` ends the sentence with what
+/// to do. Code 2 wants key and value in the message (SPEC.md, "Error").
+pub fn unsupported(path: &str, value: &Value, why: &str) -> CniError {
+    let value = brief(&value.to_string());
+    CniError::new(code::UNSUPPORTED_FIELD, format!("{path} = {value} is not supported {why}"))
+}
+
 /// Longest quotation of a configuration in a message, in characters: a message is one line of a
 /// log.
 const QUOTE_CHARS_MAX: usize = 200;

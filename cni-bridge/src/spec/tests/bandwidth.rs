@@ -118,6 +118,36 @@ fn a_value_that_is_no_whole_number_is_refused() {
     }
 }
 
+#[test]
+fn subnets_without_limits_are_refused_and_none_of_them_are_no_wish() {
+    let limited = |key: &str, value: &Value| {
+        let mut keys = json!({"ingressRate": 5, "ingressBurst": 6});
+        keys[key] = value.clone();
+        keys
+    };
+    for key in ["unshapedSubnets", "shapedSubnets", "UnShapedSubnets"] {
+        for value in [json!(["10.0.0.0/8"]), json!([""]), json!("10.0.0.0/8"), json!({})] {
+            for (found, path) in [
+                (capability(limited(key, &value)), "runtimeConfig.bandwidth."),
+                (parse(limited(key, &value)), ""),
+                // Without a limit beside them too: the runtime may send one for the next pod.
+                (parse(json!({key: value})), ""),
+            ] {
+                let error = found.unwrap_err();
+                assert_eq!(error.code, code::UNSUPPORTED_FIELD, "{}", error.msg);
+                let named = format!("{path}{key} = {value} is not supported").to_lowercase();
+                assert!(error.msg.to_lowercase().starts_with(&named), "{}", error.msg);
+                assert!(error.msg.ends_with("leave it out"), "{}", error.msg);
+            }
+        }
+        for none in [json!([]), json!(null)] {
+            let wanted = Ok(Bandwidth { ingress: limit(5, 6), egress: None });
+            assert_eq!(capability(limited(key, &none)), wanted, "{none}");
+            assert_eq!(parse(limited(key, &none)), wanted, "{none}");
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn a_limit_is_read_exactly_if_both_its_numbers_can_be_used(
