@@ -2,8 +2,8 @@
 //!
 //! Runtimes ask for bursts of half a gigabyte (containerd: 2^32 - 1 bits), with which a pod of
 //! 10 Mbit/s would run unshaped for minutes. So the burst is what was asked for only as far as it
-//! makes sense: two packets at least, or nothing could pass, and at most what the rate carries in
-//! `[shaping] burst`, or 64 KiB, which one super-packet needs.
+//! makes sense: two packets at least, or much of the rate would be lost, and at most what the rate
+//! carries in `[shaping] burst`, or 64 KiB, which is one super-packet.
 
 use cni_bridge::protocol::{Bandwidth, LimitChange, RateRequest};
 use dataplane::shaper::{Limit, Limits};
@@ -17,8 +17,9 @@ mod tests;
 /// without the frame check sequence.
 const HEADER_BYTES: u64 = 14;
 
-/// Packets of the route MTU that the smallest burst has room for: with one, a rounding error would
-/// be a pause.
+/// Packets of the route MTU that the smallest burst has room for. A packet passes by a smaller one
+/// too, and leaves a debt; but what comes into a full bucket while the worker is on its way, some
+/// 10 µs in a pass and 50 µs from its sleep, is lost to the pod.
 const PACKETS_MIN: u64 = 2;
 
 /// A burst that every rate may have: a super-packet, which is 64 KiB at most.
