@@ -188,6 +188,12 @@ impl NodePort {
         Ok(Reached::Changed)
     }
 
+    /// Where it leads to: the prefixes of all pods of this node.
+    #[must_use]
+    pub fn destinations(&self) -> Vec<IpNet> {
+        self.config.destinations().collect()
+    }
+
     /// Whether the interface with this index is one of its ends.
     pub fn is_end(&self, index: u32) -> bool {
         index == self.node_index || index == self.worker_index

@@ -1,5 +1,5 @@
 //! The engine on a node of its own, where what is around it fails (needs root): a journal without
-//! room, one that says what cannot be, a worker that hangs.
+//! room, one that says what cannot be, a worker that hangs, a table that somebody has changed.
 
 mod namespace;
 
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cni_bridge::protocol::{
-    AddRequest, Addressing, Attachment, Bandwidth, LimitChange, LimitsRequest, Listing,
+    AddRequest, Addressing, Attachment, Bandwidth, LimitChange, LimitsRequest, Listing, PodAddress,
     RateRequest, Reply,
 };
 use control::config::Config;
@@ -98,12 +98,22 @@ impl Drop for Node {
 
 /// Attaches a pod; its namespace has to live as long as it.
 fn add(engine: &mut Engine, name: &str, bandwidth: Bandwidth) -> Namespace {
+    let addressing = Addressing::Embedded { requested: Vec::new(), ranges: Vec::new() };
+    add_at(engine, name, addressing, bandwidth)
+}
+
+fn add_at(
+    engine: &mut Engine,
+    name: &str,
+    addressing: Addressing,
+    bandwidth: Bandwidth,
+) -> Namespace {
     let namespace = Namespace::new();
     let netns = OwnedFd::from(namespace.0.try_clone().expect("another descriptor"));
     let request = AddRequest {
         attachment: attachment(name),
         netns: "/run/netns/none".to_owned(),
-        addressing: Addressing::Embedded { requested: Vec::new(), ranges: Vec::new() },
+        addressing,
         mac: None,
         mtu: None,
         routes: Vec::new(),
@@ -359,6 +369,50 @@ fn a_limit_that_cannot_be_costs_a_pod_that_limit_and_an_impossible_address_costs
         let (engine, log) = logged(|| node.start());
         assert_eq!(pod(&engine, "rate0").limits.ingress, request(30), "{mended}");
         assert!(!log.contains("limits set rate0"), "{log}");
+        engine.stop();
+    });
+}
+
+/// The nft table's own number, and the pods that it knows.
+fn nft(node: &Node) -> (String, String) {
+    let list = node.namespace.run("nft -a list table inet viaduct");
+    let table = list.lines().next().filter(|line| line.contains("# handle ")).expect("a table");
+    let set = list.split_once("set pods4 ").expect("the set").1;
+    let pods = set.split_once("elements = {").expect("there are pods").1;
+    let pods = pods.split_whitespace().take_while(|word| *word != "}").collect();
+    (table.to_owned(), pods)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn pods_with_addresses_from_elsewhere_come_and_go_without_a_new_nft_table() {
+    let node = Node::new();
+    node.namespace.visit(|| {
+        let mut engine = node.start();
+        let add = |engine: &mut Engine, last: u8| {
+            let address =
+                PodAddress { address: [192, 0, 2, last].into(), prefix_len: 24, gateway: None };
+            let addressing = Addressing::Delegated(vec![address]);
+            add_at(engine, &format!("pod{last}"), addressing, Bandwidth::default())
+        };
+        let (table, pods) = nft(&node);
+        assert_eq!(pods, "10.244.9.0/24");
+        let _five = add(&mut engine, 5);
+        let _six = add(&mut engine, 6);
+        assert_eq!(nft(&node), (table.clone(), "10.244.9.0/24,192.0.2.5-192.0.2.6".to_owned()));
+        engine.detach(&attachment("pod5")).expect("it goes");
+        assert_eq!(nft(&node), (table, "10.244.9.0/24,192.0.2.6".to_owned()));
+
+        // Where somebody has changed the table, it is written anew.
+        node.namespace.run("nft delete element inet viaduct pods4 { 192.0.2.6 }");
+        let _seven = add(&mut engine, 7);
+        assert_eq!(nft(&node).1, "10.244.9.0/24,192.0.2.6/31");
+        engine.detach(&attachment("pod6")).expect("it goes");
+        assert_eq!(nft(&node).1, "10.244.9.0/24,192.0.2.7");
+        engine.stop();
+        let (table, engine) = (nft(&node).0, node.start());
+        assert_eq!(nft(&node).1, "10.244.9.0/24,192.0.2.7");
+        assert_ne!(nft(&node).0, table, "another daemon writes its own");
         engine.stop();
     });
 }

@@ -6,11 +6,13 @@
 
 mod nft_network;
 
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::time::Duration;
 
-use control::nft::{NftConfig, NftMonitor, NftTable};
+use control::nft::{NftConfig, NftError, NftMonitor, NftTable};
+use ipnet::IpNet;
 use nft_network::{
     DEADLINE, NODE, NODE_PORT, Namespace, Network, OUTSIDE, PATIENCE, POD_A, POD_B, POD_PORT,
     REMOTE, SERVICE, SERVICE_PORT, Transport, Worker, config, connect, exchange, open_stream, seen,
@@ -162,6 +164,51 @@ fn overlapping_adjacent_and_extreme_prefixes_make_sets() {
     config.direct.clear();
     table.ensure(&config).unwrap();
     assert_eq!(elements(&namespace, "direct4"), Value::Null);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn pods_that_come_and_go_leave_the_sets_that_a_new_table_would_have() {
+    let [ours, anew] = ["step", "anew"].map(Namespace::new);
+    let [mut table, mut other] = [&ours, &anew].map(|n| n.inside(|| NftTable::open().unwrap()));
+    let mut now = usual_config();
+    table.ensure(&now).unwrap();
+    let handle = |namespace: &Namespace| {
+        let text = namespace.shell("nft -a list table inet viaduct");
+        text.lines().next().filter(|line| line.contains("# handle ")).unwrap().to_owned()
+    };
+    let first = handle(&ours);
+    // Alone, beside others and between them, at both ends, into a prefix, all at once and none.
+    for pods in [
+        &["192.0.2.1", "2001:db8::1"][..],
+        &["192.0.2.1", "192.0.2.3", "2001:db8::1", "2001:db8::3"],
+        &["192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::1", "2001:db8::2", "2001:db8::3"],
+        &["192.0.2.2", "192.0.2.3", "2001:db8::1", "2001:db8::3"],
+        &["192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5", "2001:db8::3"],
+        &["192.0.2.2", "192.0.2.4", "0.0.0.0", "255.255.255.255"],
+        &["255.255.255.254", "255.255.255.255", "10.244.2.0", "10.244.0.255"],
+        &["255.255.255.255", "10.244.2.0", "10.244.1.7"],
+        &["10.244.2.0"],
+        &["10.244.2.0"],
+        &[],
+    ] {
+        let mut after = usual_config();
+        let prefix = |text: &&str| IpNet::from(text.parse::<IpAddr>().unwrap());
+        after.pod_cidrs.extend(pods.iter().map(prefix));
+        table.change_pods(&now.pod_cidrs, &after.pod_cidrs).unwrap();
+        other.ensure(&after).unwrap();
+        let [found, wanted] = [&ours, &anew].map(|n| n.shell("nft -s list table inet viaduct"));
+        assert_eq!(found, wanted, "{pods:?}");
+        now = after;
+    }
+    assert_eq!(handle(&ours), first, "the table is the same one");
+
+    // Where the table is not what it was, nothing is changed, and the caller is told.
+    let (usual, more) = (usual_config().pod_cidrs, "192.0.2.9/32".parse().unwrap());
+    let before = ours.shell("nft -s list table inet viaduct");
+    let refused = table.change_pods(&[&usual[..], &[more]].concat(), &usual).unwrap_err();
+    assert!(matches!(refused, NftError::Changed { .. }), "{refused}");
+    assert_eq!(ours.shell("nft -s list table inet viaduct"), before);
 }
 
 #[test]

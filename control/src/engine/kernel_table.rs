@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::Engine;
 use super::compile::port_of;
-use super::{Engine, outside};
 use crate::host_ports::{Lead, of_pod};
 use crate::nft::{HostPortEntry, NftConfig, NftError};
 use crate::state::PodRecord;
@@ -21,15 +21,20 @@ impl Engine {
 
     fn nft_config(&self) -> NftConfig {
         let config = &self.config;
-        let outside = outside(config, self.state.pods()).into_iter().map(IpNet::from);
         NftConfig {
-            pod_cidrs: config.node.pod_cidrs.iter().copied().chain(outside).collect(),
+            pod_cidrs: self.node.destinations(),
             direct: config.uplink.direct.clone(),
             kernel: config.uplink.kernel.clone(),
             masquerade: config.node.masquerade,
             host_ports: self.state.pods().flat_map(entries).collect(),
             not_node: self.not_node.iter().copied().collect(),
         }
+    }
+
+    /// Pods are where the node port leads to now, which was elsewhere `before`.
+    pub(super) fn masquerade_pods(&mut self, before: &[IpNet]) -> Result<(), NftError> {
+        let changed = self.nft.change_pods(before, &self.node.destinations());
+        self.or_anew(changed)
     }
 
     /// The kernel leads the host ports of a pod, which the state has, to it.

@@ -48,9 +48,10 @@ impl Engine {
     /// longer those that went; masquerade follows. Nothing to do for all others.
     pub(super) fn reach_pods(&mut self) -> anyhow::Result<()> {
         let outside = outside(&self.config, self.state.pods());
+        let before = self.node.destinations();
         match self.node.reach(&mut self.netlink, &outside)? {
             Reached::Same => return Ok(()),
-            Reached::Changed => self.ensure_nft()?,
+            Reached::Changed => self.masquerade_pods(&before)?,
             // Forwarding and the rule of a family that had no pods before.
             Reached::NewFamily => self.ensure_node()?,
         }

@@ -156,6 +156,11 @@ impl Batch {
         self.steps.get(usize::try_from(sequence).ok()?)
     }
 
+    /// Whether there is no message in its frame.
+    pub(super) fn is_empty(&self) -> bool {
+        self.steps.iter().all(|step| step.kind.is_none())
+    }
+
     /// Whether this is the number of the last message before the closing one.
     pub(super) fn is_last(&self, sequence: u32) -> bool {
         usize::try_from(sequence).is_ok_and(|index| index + 2 == self.steps.len())

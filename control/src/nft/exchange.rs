@@ -52,8 +52,12 @@ impl Exchange {
         self.port_id
     }
 
-    /// Has the kernel carry out a finished batch.
+    /// Has the kernel carry out a finished batch. It is not asked to do nothing, which no kernel
+    /// before Linux 6.10 confirms.
     pub(super) fn apply(&mut self, batch: &Batch) -> Result<(), NftError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
         let mut confirmed = false;
         let mut refusal: Option<Answer> = None;
         self.send(batch)?;

@@ -165,9 +165,6 @@ impl NftTable {
     /// `ensure` then. [`NftError::Exchange`], [`NftError::Refused`], [`NftError::Unconfirmed`].
     /// None of them is added then.
     pub fn add_host_ports(&mut self, entries: &[HostPortEntry]) -> Result<(), NftError> {
-        if entries.is_empty() {
-            return Ok(());
-        }
         self.exchange.apply(&host_ports::addition(entries))
     }
 
@@ -179,10 +176,16 @@ impl NftTable {
     /// [`NftError::Changed`] if one of them is not there: call [`NftTable::ensure`] then. Else as
     /// [`NftTable::add_host_ports`]. None of them is gone then.
     pub fn remove_host_ports(&mut self, gone: &[HostPortEntry]) -> Result<(), NftError> {
-        if gone.is_empty() {
-            return Ok(());
-        }
         self.exchange.apply(&host_ports::removal(gone))
+    }
+
+    /// Follows [`NftConfig::pod_cidrs`], which were `before`, in one atomic batch that names only
+    /// what differs.
+    ///
+    /// # Errors
+    /// As [`NftTable::remove_host_ports`].
+    pub fn change_pods(&mut self, before: &[IpNet], after: &[IpNet]) -> Result<(), NftError> {
+        self.exchange.apply(&ruleset::pods_change(before, after))
     }
 
     /// Follows [`NftConfig::not_node`]: `came` joined it, `went` left it.
@@ -190,9 +193,6 @@ impl NftTable {
     /// # Errors
     /// As [`NftTable::remove_host_ports`].
     pub fn change_not_node(&mut self, came: &[IpAddr], went: &[IpAddr]) -> Result<(), NftError> {
-        if came.is_empty() && went.is_empty() {
-            return Ok(());
-        }
         self.exchange.apply(&host_ports::not_node_change(came, went))
     }
 

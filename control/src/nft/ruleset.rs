@@ -31,13 +31,15 @@
 //! **Never translated**: pod to pod (`direct`, or through `viaduct0`), pod to node (such packets do
 //! not pass postrouting), node to pod (the source is no pod), and packets on their second pass.
 
+use ipnet::IpNet;
+
 use super::conditions::{
     came_in_on, destination_was_translated, does_not_leave_by, family_is, in_set, not_in_set,
 };
 use super::encode::{Batch, TABLE_NAME, message};
 use super::expressions::{End, Expression, Field, OBJECT_COUNTER};
 use super::host_port_rules::{self, GUARDED};
-use super::intervals::{Family, difference, union};
+use super::intervals::{Family, Interval, difference, union};
 use super::{Guarded, NftConfig, TABLE, host_ports, sets};
 use crate::attributes::attribute;
 use crate::node::{NODE_IFNAME, WORKER_IFNAME};
@@ -92,6 +94,24 @@ pub(super) fn replacement(config: &NftConfig, guarded: Guarded) -> Batch {
     }
     for definition in rules(config) {
         rule(&mut batch, &definition);
+    }
+    batch.finish()
+}
+
+/// The batch that makes these the pods' prefixes in a table where they were `before`: what touches
+/// is one interval, so an address that comes or goes may change its neighbors'.
+pub(super) fn pods_change(before: &[IpNet], after: &[IpNet]) -> Batch {
+    let mut batch = Batch::begin();
+    for family in Family::ALL {
+        let name = set_name(PODS, family);
+        let [before, after] = [before, after].map(|prefixes| union(family, prefixes));
+        for (kind, whole, others) in
+            [(message::DELSETELEM, &before, &after), (message::NEWSETELEM, &after, &before)]
+        {
+            let differ = whole.iter().filter(|part| others.binary_search(part).is_err());
+            let differ: Vec<Interval> = differ.copied().collect();
+            sets::change_intervals(&mut batch, kind, family, &name, &differ);
+        }
     }
     batch.finish()
 }

@@ -128,14 +128,23 @@ pub(super) fn make_of_intervals(
         attributes.number(5, family.address_len()); // NFTA_SET_KEY_LEN
         attributes.number(10, id); // NFTA_SET_ID
     });
-    lists(batch, message::NEWSETELEM, name, intervals, |list, interval| {
-        put_interval(list, family, interval);
-    });
+    change_intervals(batch, message::NEWSETELEM, family, name, intervals);
+}
+
+/// Puts intervals in, or takes them out, by the type of message: the same ones that are in the set.
+pub(super) fn change_intervals(
+    batch: &mut Batch,
+    kind: u8,
+    family: Family,
+    name: &str,
+    intervals: &[Interval],
+) {
+    lists(batch, kind, name, intervals, |list, interval| write_interval(list, family, interval));
 }
 
 /// An interval is its first key and, unless it reaches the end of the family, the key after its
 /// last one, marked as an end.
-fn put_interval(list: &mut Attributes, family: Family, interval: &Interval) {
+fn write_interval(list: &mut Attributes, family: Family, interval: &Interval) {
     let key = |element: &mut Attributes, address: u128| {
         element.nested(1, |key| key.raw(DATA_VALUE, &family.address_bytes(address)));
     }; // NFTA_SET_ELEM_KEY
