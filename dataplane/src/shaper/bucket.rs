@@ -72,12 +72,6 @@ impl Bucket {
         debt >= 0 && debt.unsigned_abs() >= self.tokens_in(ns)
     }
 
-    /// Whether a packet takes more than `ns` at the rate.
-    #[inline]
-    pub(super) fn takes_longer(&self, wire_bytes: u32, ns: u64) -> bool {
-        (i128::from(wire_bytes) * TOKENS_PER_BYTE).unsigned_abs() > self.tokens_in(ns)
-    }
-
     /// Tokens in bytes, towards zero.
     pub(super) fn tokens_bytes(&self) -> i64 {
         i64::try_from(self.tokens / TOKENS_PER_BYTE).unwrap_or(i64::MAX)

@@ -377,10 +377,13 @@ fn a_line_with_packets_cannot_be_closed() {
 }
 
 #[test]
-fn super_packets_of_more_than_a_millisecond_are_to_be_cut() {
-    let limit = limit(512_000_000, 1);
-    assert!(!limit.cuts(64_000));
-    assert!(limit.cuts(64_001));
+fn super_packets_of_more_than_600_us_are_to_be_cut() {
+    let limit = limit(640_000_000, 1);
+    assert!(!limit.cuts(48_000));
+    assert!(limit.cuts(48_001));
+    let extremes = [0, 1, u64::MAX].map(|bits_per_s| Limit { bits_per_s, ..limit });
+    assert_eq!(extremes.map(|limit| limit.cuts(1)), [true, true, false]);
+    assert!(!extremes[2].cuts(2_000_000_000));
 }
 
 #[test]

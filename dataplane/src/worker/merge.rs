@@ -36,12 +36,14 @@ pub(super) struct Held {
     unit: Unit,
     /// Bytes of an IP packet that the receiver takes.
     longest: usize,
+    /// Bytes on a wire that its limit leaves whole.
+    uncut_bytes: u64,
     /// It has more than one segment; their sums are right.
     merged: bool,
 }
 
 /// Whether a packet goes by way of the merging: it comes from a wire, and its receiver takes long
-/// packets whose checksum is left to do, and has no limit that is low for the longest of them.
+/// packets whose checksum is left to do, and has no limit that would have the longest of them cut.
 pub(super) fn may_merge(
     tables: &Tables,
     ingress: &PortSpec,
@@ -53,13 +55,13 @@ pub(super) fn may_merge(
         && headers.protocol == protocol::TCP
         && exit.longest > exit.mtu
         && exit.tx_checksum
-        && !has_low_limit(tables, exit.port, IP_BYTES_MAX as u32)
+        && uncut_bytes(tables, exit.port) >= IP_BYTES_MAX as u64
 }
 
-/// Whether a port's limit is too low for so many bytes on a wire to leave as one packet.
-fn has_low_limit(tables: &Tables, port: PortId, wire_bytes: u32) -> bool {
+/// Bytes on a wire of the longest packet that the limit of what a port gets leaves whole.
+fn uncut_bytes(tables: &Tables, port: PortId) -> u64 {
     let limit = tables.port(port).and_then(|port| port.limits.to_pod);
-    limit.is_some_and(|limit| limit.cuts(wire_bytes))
+    limit.map_or(u64::MAX, |limit| limit.uncut_bytes())
 }
 
 impl<P: PacketIo> Worker<P> {
@@ -89,7 +91,7 @@ impl<P: PacketIo> Worker<P> {
                 && same_flow(self.pool.head(&held.packet), head, headers.l4_offset)
         };
         if let Some(place) = self.held.iter().position(same) {
-            match self.join(tables, place, packet, &routed, unit.as_ref()) {
+            match self.join(place, packet, &routed, unit.as_ref()) {
                 Ok(()) if self.held[place].unit.is_complete() => {
                     return self.let_go(tables, place);
                 }
@@ -106,9 +108,18 @@ impl<P: PacketIo> Worker<P> {
         if self.held.len() == FLOWS_MAX {
             self.let_go(tables, 0);
         }
-        let (since_ns, worker, merged) = (self.now_ns, exit.worker, false);
-        let held = Held { ingress, since_ns, flow, packet, routed, worker, unit, longest, merged };
-        self.held.push(held);
+        self.held.push(Held {
+            ingress,
+            since_ns: self.now_ns,
+            flow,
+            packet,
+            routed,
+            worker: exit.worker,
+            unit,
+            longest,
+            uncut_bytes: uncut_bytes(tables, exit.port),
+            merged: false,
+        });
         self.count_held();
     }
 
@@ -116,7 +127,6 @@ impl<P: PacketIo> Worker<P> {
     /// gives it back.
     fn join(
         &mut self,
-        tables: &Tables,
         place: usize,
         packet: Packet,
         routed: &Routed,
@@ -127,7 +137,7 @@ impl<P: PacketIo> Worker<P> {
         let heads = (self.pool.head(&held.packet), self.pool.head(&packet));
         let wire_bytes = held.routed.wire_bytes + routed.wire_bytes;
         let fits = held.unit.ip_bytes() + packet.len() - next.header_bytes() <= held.longest
-            && !has_low_limit(tables, routed.egress, wire_bytes);
+            && u64::from(wire_bytes) <= held.uncut_bytes;
         if !fits || !held.unit.continued_by(heads.0, next, heads.1) {
             return Err(packet);
         }

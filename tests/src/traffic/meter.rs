@@ -48,8 +48,8 @@ impl Law {
     /// Bytes that may pass in this time.
     #[must_use]
     pub fn most_bytes(self, time: Duration) -> u64 {
-        // What takes more than 1 ms is cut.
-        let uncut = (self.bits_per_s / 8 / 1000).min(SUPER_PACKET_BYTES);
+        // What takes more than 0.6 ms is cut.
+        let uncut = (self.bits_per_s * 3 / 40_000).min(SUPER_PACKET_BYTES);
         let passed = u128::from(self.bits_per_s) * time.as_nanos() / 8_000_000_000;
         passed as u64 + self.burst_bytes + uncut.max(FRAME_BYTES)
     }

@@ -175,13 +175,13 @@ fn a_super_packet_in_a_tunnel_is_charged_as_on_a_wire_and_stays_whole() {
 fn segments_are_not_merged_to_what_would_be_cut_for_the_pods_limit() {
     each_setup(|setup, v6| {
         let stream = packet().family(v6).from(&UPLINK).to(&B).tcp(1, 2);
-        // 64 KiB take 1 ms at 524 Mbit/s; so do 300 segments of 200 bytes, each with its headers,
+        // 64 KiB take 600 us at 874 Mbit/s; so do 300 segments of 200 bytes, each with its headers,
         // at this rate.
-        let rate = 300 * (200 + stream.header_len()) as u64 * 8_000;
+        let rate = 300 * (200 + stream.header_len()) as u64 * 8_000 * MS / (600 * US);
         for (rate, count, size, merged) in [
             (None, 10, 1_400, 1),
-            (Some(530_000_000), 10, 1_400, 1),
-            (Some(520_000_000), 10, 1_400, 10),
+            (Some(880_000_000), 10, 1_400, 1),
+            (Some(870_000_000), 10, 1_400, 10),
             (Some(rate), 300, 200, 1),
             (Some(rate - 1), 300, 200, 2),
         ] {

@@ -97,10 +97,10 @@ impl Meter {
     }
 }
 
-/// Bytes on a wire of the longest packet that may leave uncut: what takes 1 ms at the rate, or one
-/// frame of any kind.
+/// Bytes on a wire of the longest packet that may leave uncut: what takes 600 us at the rate, or
+/// one frame of any kind.
 fn unit(limit: &Limit) -> u64 {
-    (limit.bits_per_s / 8_000).max(3_100)
+    (limit.bits_per_s * 3 / 40_000).max(3_100)
 }
 
 fn shaped(node: &mut Node, meters: &mut [Meter; 2], step_ns: u64) {
