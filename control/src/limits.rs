@@ -18,8 +18,8 @@ mod tests;
 const HEADER_BYTES: u64 = 14;
 
 /// Packets of the route MTU that the smallest burst has room for. A packet passes by a smaller one
-/// too, and leaves a debt; but what comes into a full bucket while the worker is on its way, some
-/// 10 µs in a pass and 50 µs from its sleep, is lost to the pod.
+/// too, and leaves a debt; but tokens that come while the bucket is full are lost: in the 10 µs of
+/// a pass, or the 50 µs that a sleeping worker takes to wake.
 const PACKETS_MIN: u64 = 2;
 
 /// A burst that every rate may have: a super-packet, which is 64 KiB at most.
