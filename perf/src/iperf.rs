@@ -1,4 +1,5 @@
-//! TCP streams by iperf3. Client and server are left to the scheduler in every arm alike.
+//! TCP streams by iperf3. Client and server are placed alike in every arm: on the cores that are
+//! named, or by the scheduler.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -21,6 +22,26 @@ const LISTEN_DEADLINE: Duration = Duration::from_secs(5);
 /// Beyond the time of a stream: handshakes, and the exchange of results at its end.
 const SPARE_S: u64 = 5;
 
+/// What is to be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Streams<'a> {
+    /// How many at once.
+    pub count: u32,
+    /// Name of their congestion control; `None`: the machine's own.
+    pub congestion: Option<&'a str>,
+    /// Numbers of the cores of client and server; `None`: the scheduler's choice.
+    pub cores: Option<[usize; 2]>,
+    /// How long.
+    pub seconds: u64,
+}
+
+impl Streams<'_> {
+    /// A single stream, without wishes.
+    pub fn one(seconds: u64) -> Self {
+        Streams { count: 1, congestion: None, cores: None, seconds }
+    }
+}
+
 /// What came of one stream, or of several together.
 #[derive(Clone, Copy, Debug)]
 pub struct Stream {
@@ -32,31 +53,20 @@ pub struct Stream {
     pub retransmits: u64,
 }
 
-/// Runs one stream over the lane.
+/// Runs streams over the lane.
 ///
 /// # Errors
-/// When iperf3 fails or does not end in time.
-pub fn stream(lane: &Lane<'_>, seconds: u64) -> Result<Stream> {
-    streams(lane, 1, None, seconds)
-}
-
-/// Runs `count` streams over the lane at once, with the congestion control of this name or with the
-/// machine's own.
-///
-/// # Errors
-/// See [`stream`]; and when the kernel has no such congestion control.
-pub fn streams(
-    lane: &Lane<'_>,
-    count: u32,
-    congestion: Option<&str>,
-    seconds: u64,
-) -> Result<Stream> {
+/// When iperf3 fails or does not end in time, or the kernel has no such congestion control.
+pub fn run(lane: &Lane<'_>, streams: Streams<'_>) -> Result<Stream> {
+    let Streams { count, congestion, cores, seconds } = streams;
     let _server = serve(lane.server)?;
     let (address, limit) = (lane.address.to_string(), (seconds + SPARE_S).to_string());
     let (time, count) = (seconds.to_string(), count.to_string());
     // A path that loses everything would hold iperf3 for minutes.
     let mut words = vec![&*limit, "iperf3", "-J", "-c", &address, "-t", &time, "-P", &count];
     words.extend(congestion.into_iter().flat_map(|name| ["-C", name]));
+    let cores = cores.map(|[client, server]| format!("{client},{server}"));
+    words.extend(cores.iter().flat_map(|cores| ["-A", cores]));
     let output = lane.client.run("timeout", &words)?;
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     ensure!(

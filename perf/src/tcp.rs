@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::interrupt;
-use crate::iperf;
+use crate::iperf::{self, Streams};
 use crate::kernel::KernelRouting;
 use crate::lane::{Lane, ROUTE_MTU, Turns};
 use crate::machine::CpuTimes;
@@ -116,7 +116,7 @@ impl Arms {
 
 fn stream(lane: &Lane<'_>, seconds: u64) -> Result<Turn> {
     let before = CpuTimes::now()?;
-    let stream = iperf::stream(lane, seconds)?;
+    let stream = iperf::run(lane, Streams::one(seconds))?;
     let cpu = CpuTimes::now()?.since(before);
     Ok(Turn {
         arm: lane.arm,

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::str::FromStr;
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Cluster, ClusterSetup, Forwarder, Wiring};
@@ -13,7 +14,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::interrupt;
-use crate::iperf;
+use crate::iperf::{self, Streams};
 use crate::lane::{Lane, ROUTE_MTU, Turns};
 use crate::machine::{CpuTimes, usable_cores, worker_ns};
 use crate::report::{Bound, Report, Table, Target, progress};
@@ -40,6 +41,27 @@ pub struct Options {
     /// Put a switch between the nodes: a bridge, whose work is done on the sender's core
     #[arg(long)]
     switch: bool,
+    /// Cores of iperf3's client and server, in every arm alike, or "any" to leave them to the
+    /// scheduler; by default cores without a worker, or else the receiving worker's for both
+    #[arg(long, value_name = "CLIENT,SERVER")]
+    cores: Option<Cores>,
+}
+
+/// Cores of iperf3's client and server; `None`: the scheduler's choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cores(Option<[usize; 2]>);
+
+impl FromStr for Cores {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Cores, Self::Err> {
+        if text == "any" {
+            return Ok(Cores(None));
+        }
+        let numbers = text.split_once(',').ok_or("two numbers as in 0,1, or \"any\"")?;
+        let number = |text: &str| text.parse().map_err(|_| "a core is a number");
+        Ok(Cores(Some([number(numbers.0)?, number(numbers.1)?])))
+    }
 }
 
 /// One run of iperf3.
@@ -98,17 +120,20 @@ pub fn measure(setup: &Setup, options: &Options) -> Result<Report> {
         kernel: Nodes::build("kernel", Forwarder::Kernel, wiring)?,
     };
     let mut turns = Vec::new();
+    let usual = || anyhow::Ok(Cores(Some(cores_of_pods(&usable_cores()?, setup.workers))));
+    let Cores(cores) = options.cores.map_or_else(usual, Ok)?;
     for pair in 0..options.turns.pairs {
-        for streams in STREAMS {
+        for count in STREAMS {
+            let streams = Streams { count, cores, ..Streams::one(options.turns.seconds) };
             for turn in 0..ARMS.len() {
                 interrupt::check()?;
                 // ABC CBA ABC: what drifts, drifts for all.
                 let arm = if pair % 2 == 0 { turn } else { ARMS.len() - 1 - turn };
-                let Some(turn) = arms.take_turn(arm, streams, options.turns.seconds)? else {
+                let Some(turn) = arms.take_turn(arm, streams)? else {
                     continue;
                 };
                 progress(&format!(
-                    "turn {} of {}: {}, {streams} streams, {:.2} Gbit/s",
+                    "turn {} of {}: {}, {count} streams, {:.2} Gbit/s",
                     pair + 1,
                     options.turns.pairs,
                     turn.arm,
@@ -122,15 +147,15 @@ pub fn measure(setup: &Setup, options: &Options) -> Result<Report> {
 }
 
 impl Arms {
-    fn take_turn(&self, arm: usize, streams: u32, seconds: u64) -> Result<Option<Turn>> {
+    fn take_turn(&self, arm: usize, streams: Streams<'_>) -> Result<Option<Turn>> {
         match (arm, &self.testpmd) {
-            (0, _) => self.viaduct.take_turn(streams, seconds).map(Some),
+            (0, _) => self.viaduct.take_turn(streams).map(Some),
             (1, Some(testpmd)) => {
                 let _awake = testpmd.wake()?;
-                run(&testpmd.lane(), streams, seconds).map(Some)
+                run(&testpmd.lane(), streams).map(Some)
             }
             (1, None) => Ok(None),
-            _ => run(&self.kernel.lane(), streams, seconds).map(Some),
+            _ => run(&self.kernel.lane(), streams).map(Some),
         }
     }
 }
@@ -161,9 +186,9 @@ impl Nodes {
     }
 
     /// A turn of Viaduct, with what its workers counted.
-    fn take_turn(&self, streams: u32, seconds: u64) -> Result<Turn> {
+    fn take_turn(&self, streams: Streams<'_>) -> Result<Turn> {
         let before = self.counted()?;
-        let turn = run(&self.lane(), streams, seconds)?;
+        let turn = run(&self.lane(), streams)?;
         let after = self.counted()?;
         let bytes = [0, 1].map(|node| after.uplink_bytes[node] - before.uplink_bytes[node]);
         for (bytes, what) in bytes.iter().zip(["sent by the", "received by the other"]) {
@@ -175,7 +200,7 @@ impl Nodes {
             );
         }
         let cores = |node: usize| {
-            (after.worker_ns[node] - before.worker_ns[node]) as f64 / (seconds as f64 * 1e9)
+            (after.worker_ns[node] - before.worker_ns[node]) as f64 / (streams.seconds as f64 * 1e9)
         };
         let earlier = |reason: &String| before.drops.get(reason).copied().unwrap_or(0);
         let fresh = after.drops.iter().map(|(reason, n)| (reason.clone(), n - earlier(reason)));
@@ -201,6 +226,18 @@ impl Nodes {
 pub fn cores_of_nodes(usable: &[usize], workers: usize) -> [Vec<usize>; 2] {
     let mut cores = usable.iter().rev().copied().cycle();
     [(); 2].map(|()| cores.by_ref().take(workers).collect())
+}
+
+/// Cores of the pods' programs in every arm: of no worker, or else both that of the receiving
+/// worker, where Viaduct and testpmd were fastest (perf/README.md).
+fn cores_of_pods(usable: &[usize], workers: usize) -> [usize; 2] {
+    let nodes = cores_of_nodes(usable, workers);
+    let free = usable.iter().filter(|core| !nodes.concat().contains(core));
+    match free.copied().collect::<Vec<usize>>()[..] {
+        [client, server, ..] => [client, server],
+        [both] => [both; 2],
+        [] => [nodes[1][0]; 2],
+    }
 }
 
 /// Writes the cores into a node's configuration, in place of those that a node by itself gets.
@@ -241,13 +278,13 @@ impl Counted {
     }
 }
 
-fn run(lane: &Lane<'_>, streams: u32, seconds: u64) -> Result<Turn> {
+fn run(lane: &Lane<'_>, streams: Streams<'_>) -> Result<Turn> {
     let before = CpuTimes::now()?;
-    let stream = iperf::streams(lane, streams, None, seconds)?;
+    let stream = iperf::run(lane, streams)?;
     let cpu = CpuTimes::now()?.since(before);
     Ok(Turn {
         arm: lane.arm,
-        streams,
+        streams: streams.count,
         gbit_per_s: stream.gbit_per_s,
         received_bytes: stream.received_bytes,
         retransmits: stream.retransmits,
@@ -365,5 +402,21 @@ mod tests {
         // Two workers of one node never share a core; those of two nodes have to.
         assert_eq!(cores_of_nodes(&[0, 1], 2), [[1, 0], [1, 0]]);
         assert_eq!(cores_of_nodes(&[3], 1), [[3], [3]]);
+    }
+
+    #[test]
+    fn programs_of_pods_have_cores_of_their_own_where_there_are_enough() {
+        assert_eq!(cores_of_pods(&[0, 1, 2, 5], 1), [0, 1]);
+        assert_eq!(cores_of_pods(&[0, 1, 2], 1), [0, 0]);
+        assert_eq!(cores_of_pods(&[0, 1], 1), [0, 0]);
+    }
+
+    #[test]
+    fn cores_are_two_numbers_or_any() {
+        assert_eq!("1,0".parse(), Ok(Cores(Some([1, 0]))));
+        assert_eq!("any".parse(), Ok(Cores(None)));
+        for wrong in ["", "1", "1,", "1,x", "1,2,3"] {
+            assert!(wrong.parse::<Cores>().is_err(), "{wrong}");
+        }
     }
 }

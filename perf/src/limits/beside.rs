@@ -16,7 +16,7 @@ use super::delivered::Look;
 use super::{CUBIC, Direction, Found, Options, Rate, largest, list, note};
 use crate::internet::Family;
 use crate::interrupt;
-use crate::iperf;
+use crate::iperf::{self, Streams};
 use crate::lane::Lane;
 use crate::latency::samples;
 use crate::machine::{CpuTimes, TICK_NS};
@@ -38,11 +38,11 @@ const ALONE: Duration = Duration::from_secs(1);
 const EVERY: Duration = Duration::from_millis(10);
 
 /// Streams at once, and their congestion control.
-type Streams = (u32, &'static str);
+type Kind = (u32, &'static str);
 
 /// A single stream leaves the queue empty at times, and BBR keeps it short by itself; several of
 /// CUBIC keep it full.
-const STREAMS: [Streams; 3] = [(1, CUBIC), (1, "bbr"), (16, CUBIC)];
+const STREAMS: [Kind; 3] = [(1, CUBIC), (1, "bbr"), (16, CUBIC)];
 
 /// What the kernel has at hand for streams (ip-sysctl).
 const AVAILABLE: &str = "/proc/sys/net/ipv4/tcp_available_congestion_control";
@@ -137,8 +137,8 @@ pub fn measure(setup: &Setup, options: &Options) -> Result<Found> {
 }
 
 /// The streams whose congestion control the kernel has; says so of others.
-fn usable(available: &str) -> Vec<Streams> {
-    let is_there = |(_, congestion): &Streams| {
+fn usable(available: &str) -> Vec<Kind> {
+    let is_there = |(_, congestion): &Kind| {
         let is_there = available.split_whitespace().any(|name| name == *congestion);
         if !is_there {
             progress(&format!("no streams of {congestion}: modprobe tcp_{congestion} has them"));
@@ -149,7 +149,7 @@ fn usable(available: &str) -> Vec<Streams> {
 }
 
 /// What fills a limit.
-type Case = (Rate, Direction, Streams);
+type Case = (Rate, Direction, Kind);
 
 fn name_of((rate, direction, (count, congestion)): Case) -> String {
     let plural = if count == 1 { "" } else { "s" };
@@ -172,18 +172,14 @@ impl Limited<'_> {
         (self.asked.rate, self.asked.direction) == (*rate, *direction)
     }
 
-    fn take_turn(
-        &self,
-        arm: usize,
-        (streams, congestion): Streams,
-        window: Duration,
-    ) -> Result<Turn> {
+    fn take_turn(&self, arm: usize, (count, congestion): Kind, window: Duration) -> Result<Turn> {
         let Asked { direction, rate, .. } = self.asked;
         let lane = lane(&self.arms[arm], direction, &self.pods[arm], &self.free[arm])?;
         let (alone, _) = samples(&lane, EVERY, ALONE)?;
         let (stream, beside) = thread::scope(|scope| {
             let seconds = (BEFORE + window + AFTER).as_secs();
-            let fill = move || iperf::streams(&lane, streams, Some(congestion), seconds);
+            let streams = Streams { count, congestion: Some(congestion), ..Streams::one(seconds) };
+            let fill = move || iperf::run(&lane, streams);
             let stream = scope.spawn(fill);
             let beside = look(&lane, window);
             let stream = stream.join().map_err(|_| anyhow!("the thread of a stream panicked"));
@@ -195,7 +191,7 @@ impl Limited<'_> {
             arm: lane.arm,
             bits_per_s: rate,
             direction,
-            streams,
+            streams: count,
             congestion,
             delivered,
             error_percent: rate.error_percent(delivered),
@@ -281,7 +277,7 @@ fn sum_up(cases: &[Case], turns: &[Turn], pairs: u64) -> Found {
 }
 
 /// Everything that is measured of each arm.
-fn cases(rates: &[Rate], streams: &[Streams]) -> impl Iterator<Item = Case> {
+fn cases(rates: &[Rate], streams: &[Kind]) -> impl Iterator<Item = Case> {
     let streams =
         |(rate, direction)| streams.iter().map(move |streams| (rate, direction, *streams));
     let directions = |rate: &Rate| Direction::BOTH.map(|direction| (*rate, direction));

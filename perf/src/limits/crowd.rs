@@ -17,7 +17,7 @@ use super::load::{Ends, Load};
 use super::{CUBIC, Direction, Found, Options, Rate, WARM_UP, largest, list, note, set_limit};
 use crate::idle::received;
 use crate::interrupt;
-use crate::iperf;
+use crate::iperf::{self, Streams};
 use crate::lane::Lane;
 use crate::latency::samples;
 use crate::machine::worker_ns;
@@ -190,7 +190,8 @@ impl Crowd {
         let [client, server] = &self.pair;
         let (client, address) = (&client.namespace, server.v4);
         let pair = Lane { arm: "viaduct", client, server: &server.namespace, address };
-        let pair_gbit_per_s = iperf::streams(&pair, 1, Some(CUBIC), PAIR_S)?.gbit_per_s;
+        let stream = Streams { congestion: Some(CUBIC), ..Streams::one(PAIR_S) };
+        let pair_gbit_per_s = iperf::run(&pair, stream)?.gbit_per_s;
         let (times, _) = samples(&pair, EVERY, Duration::from_secs(PAIR_S))?;
         if ring != Ring::Unlimited {
             self.set_limits(&links, direction, false)?;
