@@ -321,11 +321,11 @@ fn sum_up(limits: &[Rate], turns: &[Turn], is_whole: bool) -> Found {
         let has_limits = matches!(ring, Ring::Limited | Ring::One);
         table.row([
             ring.name(pods),
-            if has_limits { format!("{:.2}", largest_error(turns, ring)) } else { "-".to_owned() },
+            if has_limits { shown(largest_error(turns, ring), 2) } else { "-".to_owned() },
             middle(|turn| turn.packets_per_s),
             middle(|turn| turn.busy_ns_per_packet),
             middle(|turn| turn.cpu_ns_per_packet),
-            format!("{:.1}", median(&each(turns, ring, |turn| turn.pair_gbit_per_s))),
+            shown(median(&each(turns, ring, |turn| turn.pair_gbit_per_s)), 1),
             middle(|turn| turn.pair.p50_us),
             middle(|turn| turn.pair.p99_us),
         ]);
@@ -392,6 +392,13 @@ mod tests {
         assert_eq!(figures, [(2.5, false), (1.25, false), (0.975, true), (1.5, true)]);
         let found = sum_up(&limits, &turns, false);
         assert!(found.targets.iter().all(|target| !target.met && target.measured.is_nan()));
+    }
+
+    #[test]
+    fn what_no_turn_has_measured_is_no_figure_in_a_table() {
+        let found = sum_up(&[Rate(1_000_000)], &[turn(Ring::Silent, 20.0, 40.0, &[])], false);
+        let tables: String = found.tables.iter().map(Table::to_string).collect();
+        assert!(tables.contains("40.0") && !tables.contains("NaN"), "{tables}");
     }
 
     #[test]
