@@ -110,6 +110,9 @@ pub struct NodePort {
     /// The node's addresses towards its pods.
     pub addresses: NodeAddresses,
     config: NodeConfig,
+    /// Addresses outside of `pod_cidrs` of which nobody knows whether the kernel leads to them:
+    /// a change failed half-way. The next one puts or deletes their routes again.
+    unsure: BTreeSet<IpAddr>,
 }
 
 impl NodePort {
@@ -137,6 +140,7 @@ impl NodePort {
             worker_mac: mac_for(WORKER_IFNAME),
             addresses: NodeAddresses::discover(&mut netlink, &default_routes()?)?,
             config: config.clone(),
+            unsure: BTreeSet::new(),
         };
         port.configure(&mut netlink, ipv6)?;
         for name in [NODE_IFNAME, WORKER_IFNAME] {
@@ -158,33 +162,38 @@ impl NodePort {
     }
 
     /// Leads the node to these addresses of pods outside of `pod_cidrs`, and no longer to those
-    /// it knew before.
+    /// it knew before. After an error those before are still what it knows, and whatever comes
+    /// next begins with what has failed.
     pub fn reach(
         &mut self,
         netlink: &mut Netlink,
         outside: &BTreeSet<IpAddr>,
     ) -> Result<Reached, NodeError> {
-        if *outside == self.config.outside {
+        if *outside == self.config.outside && self.unsure.is_empty() {
             return Ok(Reached::Same);
         }
         let new = NodeConfig { outside: outside.clone(), ..self.config.clone() };
         if [false, true].iter().any(|v6| new.has_family(*v6) && !self.config.has_family(*v6)) {
             return Ok(Reached::NewFamily);
         }
-        let old = std::mem::replace(&mut self.config, new).outside;
-        let came = outside.difference(&old).copied().map(IpNet::from);
-        let went = old.difference(outside).copied().map(IpNet::from);
+        let known = &self.config.outside - &self.unsure;
+        let went = &(&self.config.outside | &self.unsure) - outside;
+        let came = outside - &known;
         let mut requests = Vec::new();
-        for dst in came {
+        for dst in came.iter().copied().map(IpNet::from) {
             requests.push(put_table_end(&table_end(dst)));
             requests.push(put_by_node_port(&self.pod_route(dst)));
         }
-        for dst in went {
+        for dst in went.iter().copied().map(IpNet::from) {
             for route in [self.pod_route(dst), table_end(dst)] {
                 requests.push(Request::delete_route(&route).if_present());
             }
         }
+        // Until the kernel has taken them all: some may be done when one is refused.
+        self.unsure = &came | &went;
         netlink.execute(requests)?;
+        self.unsure.clear();
+        self.config = new;
         Ok(Reached::Changed)
     }
 

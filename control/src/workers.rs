@@ -383,32 +383,35 @@ impl Workers {
         free
     }
 
-    /// Publishes a snapshot and waits until every worker that does not hang forwards by it. Who was
-    /// waited for in vain is not waited for again until it has adopted what it missed: one request
-    /// may publish several times, and others wait behind it.
+    /// Publishes a snapshot and waits until every worker that does not hang forwards by it, also
+    /// when another one is waited for in vain. Who was is not waited for again until it has adopted
+    /// what it missed: one request may publish several times, and others wait behind it.
     pub fn publish(&mut self, input: TablesInput) -> Result<(), WorkersError> {
         /// Between looks: an adoption takes a pass, some 10 µs, or a wake-up, some 50 µs.
         const LOOK: Duration = Duration::from_micros(20);
         self.generation += 1;
         let generation = self.generation;
         self.publisher.publish(Tables::new(generation, input));
+        // All of them before one is waited for: they adopt side by side, and one deadline does.
+        self.workers.iter().for_each(|worker| worker.bell.ring());
         let start = Instant::now();
+        let mut stuck = None;
         for worker in self.workers.iter_mut().filter(|worker| !worker.out) {
-            worker.bell.ring();
             while worker.counters.generation.get() < generation {
                 if start.elapsed() > ADOPT_DEADLINE {
                     worker.missed = generation;
                 }
                 if worker.counters.generation.get() < worker.missed {
                     let (worker, generation) = (worker.id, worker.missed);
-                    return Err(WorkersError::Stuck { worker, generation });
+                    stuck.get_or_insert(WorkersError::Stuck { worker, generation });
+                    break;
                 }
                 std::thread::sleep(LOOK);
             }
         }
         let adopted = self.workers.iter().map(|worker| worker.counters.generation.get());
         self.publisher.retire(adopted.min().unwrap_or(generation));
-        Ok(())
+        stuck.map_or(Ok(()), Err)
     }
 
     /// Says whether a worker hangs, and is not waited for: the kernel carries its pods.

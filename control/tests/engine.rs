@@ -1,10 +1,13 @@
 //! The engine on a node of its own, where what is around it fails (needs root): a journal without
-//! room, one that says what cannot be, a worker that hangs, a table that somebody has changed.
+//! room, one that says what cannot be, a worker that hangs, a table that somebody has changed, a way
+//! to a pod that the kernel refuses.
 
 mod namespace;
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirEntry, File};
 use std::io::{Read, Write};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,11 +21,14 @@ use cni_bridge::protocol::{
 use control::config::Config;
 use control::engine::{Engine, Reaper};
 use control::journal::{Journal, Record, boot_id};
+use control::netlink::Netlink;
+use control::node::{NodePort, Reached};
 use control::report::LimitRow;
 use control::state::PodRecord;
 use control::workers::{NODE_SLOT, UPLINK_PORTS_MAX};
 use dataplane::port::PortId;
 use dataplane::shaper::Limits;
+use ipnet::IpNet;
 use namespace::Namespace;
 
 const MBIT: u64 = 1_000_000;
@@ -62,15 +68,21 @@ impl Node {
 
     /// To be called inside of the namespace.
     fn start(&self) -> Engine {
-        let cores = rustix::thread::sched_getaffinity(None).expect("the cores of this thread");
-        let core = (0..rustix::thread::CpuSet::MAX_CPU).find(|core| cores.is_set(*core));
-        let core = core.expect("it runs somewhere");
+        self.start_with(1)
+    }
+
+    /// With so many workers.
+    fn start_with(&self, workers: usize) -> Engine {
+        let usable = rustix::thread::sched_getaffinity(None).expect("the cores of this thread");
+        let cores = (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| usable.is_set(*core));
+        let cores: Vec<usize> = cores.take(workers).collect();
+        assert_eq!(cores.len(), workers, "each worker has a core of its own");
         let (state, bpf) = (self.state_dir.path(), &self.bpf_dir);
         let text = format!(
-            "[node]\npod_cidrs = [\"10.244.9.0/24\"]\n[workers]\ncores = [{core}]\nframes = 4096\n\
+            "[node]\npod_cidrs = [\"10.244.9.0/24\"]\n[workers]\ncores = {cores:?}\nframes = 4096\n\
              [nat]\nflows = 1024\n[daemon]\nstate_dir = {state:?}\nbpf_dir = {bpf:?}\n"
         );
-        let config = Config::parse(&text, Path::new("test.toml"), &[core]).expect("it can be read");
+        let config = Config::parse(&text, Path::new("test.toml"), &cores).expect("it can be read");
         let reaper = Reaper::start(|| ()).expect("a thread");
         Engine::start(config, reaper).expect("the engine starts")
     }
@@ -108,6 +120,15 @@ fn add_at(
     addressing: Addressing,
     bandwidth: Bandwidth,
 ) -> Namespace {
+    try_add_at(engine, name, addressing, bandwidth).expect("a pod")
+}
+
+fn try_add_at(
+    engine: &mut Engine,
+    name: &str,
+    addressing: Addressing,
+    bandwidth: Bandwidth,
+) -> Result<Namespace, String> {
     let namespace = Namespace::new();
     let netns = OwnedFd::from(namespace.0.try_clone().expect("another descriptor"));
     let request = AddRequest {
@@ -124,8 +145,8 @@ fn add_at(
         masq_all: false,
         bandwidth,
     };
-    engine.attach(&request, netns).expect("a pod");
-    namespace
+    engine.attach(&request, netns).map_err(|error| error.msg)?;
+    Ok(namespace)
 }
 
 fn attachment(name: &str) -> Attachment {
@@ -317,6 +338,31 @@ fn a_worker_that_hangs_is_waited_for_once_and_serves_again_when_it_moves() {
 
 #[test]
 #[ignore = "needs root"]
+fn a_worker_behind_one_that_hangs_has_what_is_published_when_the_change_is_refused() {
+    let node = Node::new();
+    node.namespace.visit(|| {
+        let mut engine = node.start_with(2);
+        let limits = Bandwidth { ingress: request(10 * MBIT), egress: None };
+        let _pod = add(&mut engine, "pod", limits);
+        let held = Held::hold("worker-0");
+        // The first change waits for worker 0 in vain, its undo and the second one do not: long
+        // before worker 1 looks up from its sleep by itself.
+        for _ in 0..2 {
+            let error = set(&mut engine, "pod", 20 * MBIT).expect_err("worker 0 hangs");
+            assert!(error.contains("worker 0"), "{error}");
+            let generations =
+                engine.workers().handles().iter().map(|w| w.counters.generation.get());
+            let [held, free] = generations.collect::<Vec<_>>()[..] else { panic!("there are two") };
+            let newest = engine.workers().generation();
+            assert!(held < newest && free == newest, "{held}, {free} of {newest}");
+        }
+        drop(held);
+        engine.stop();
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
 fn a_limit_that_cannot_be_costs_a_pod_that_limit_and_an_impossible_address_costs_it_all() {
     let node = Node::new();
     node.namespace.visit(|| {
@@ -413,6 +459,63 @@ fn pods_with_addresses_from_elsewhere_come_and_go_without_a_new_nft_table() {
         let (table, engine) = (nft(&node).0, node.start());
         assert_eq!(nft(&node).1, "10.244.9.0/24,192.0.2.7");
         assert_ne!(nft(&node).0, table, "another daemon writes its own");
+        engine.stop();
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_way_to_a_pod_that_the_kernel_refuses_leaves_nothing_and_is_tried_again() {
+    let node = Node::new();
+    let [five, six] = [5, 6].map(|last| IpAddr::from([192, 0, 2, last]));
+    let ways = |to: IpAddr| node.namespace.run(&format!("ip route show table all {to}"));
+    let prefixes = |port: &NodePort| port.destinations().iter().map(IpNet::to_string).collect();
+    node.namespace.visit(|| {
+        let engine = node.start();
+        let (mut port, mut netlink) = (engine.node().clone(), Netlink::open().expect("a socket"));
+        let mut reach = |port: &mut NodePort, to| port.reach(&mut netlink, &BTreeSet::from([to]));
+        assert_eq!(reach(&mut port, five).expect("the device is up"), Reached::Changed);
+        assert_eq!(ways(five).lines().count(), 2, "into viaduct0, and the end of our table");
+
+        // A route into a device that is down is refused, the end of our table is not.
+        node.namespace.run("ip link set viaduct0 down");
+        for _ in 0..2 {
+            let error = reach(&mut port, six).expect_err("the device is down").to_string();
+            assert!(error.contains("192.0.2.6"), "{error}");
+            let before: Vec<String> = prefixes(&port);
+            assert_eq!(before, ["10.244.9.0/24", "192.0.2.5/32"]);
+            assert_eq!(ways(six).lines().count(), 1);
+        }
+        node.namespace.run("ip link set viaduct0 up");
+        assert_eq!(reach(&mut port, five).expect("the device is up"), Reached::Changed);
+        assert_eq!((ways(five).lines().count(), ways(six).lines().count()), (2, 0));
+        assert_eq!(reach(&mut port, five).expect("nothing is asked"), Reached::Same);
+        engine.stop();
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn an_add_whose_way_the_kernel_refuses_leaves_the_nft_table_as_it_was() {
+    let node = Node::new();
+    node.namespace.visit(|| {
+        let mut engine = node.start();
+        let before = nft(&node);
+        node.namespace.run("ip link set viaduct0 down");
+        let address = PodAddress { address: [192, 0, 2, 5].into(), prefix_len: 24, gateway: None };
+        let add = |engine: &mut Engine| {
+            let addressing = Addressing::Delegated(vec![address.clone()]);
+            try_add_at(engine, "pod", addressing, Bandwidth::default())
+        };
+        let error = add(&mut engine).map(drop).expect_err("the device is down");
+        assert!(error.contains("192.0.2.5"), "{error}");
+        assert_eq!(nft(&node), before);
+        assert_eq!(node.namespace.run("ip route show table all 192.0.2.5"), "");
+
+        node.namespace.run("ip link set viaduct0 up");
+        engine.repair().expect("the way to the pods of before");
+        let _pod = add(&mut engine).expect("the device is up");
+        assert_eq!(nft(&node).1, "10.244.9.0/24,192.0.2.5");
         engine.stop();
     });
 }

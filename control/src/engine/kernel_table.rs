@@ -71,12 +71,14 @@ impl Engine {
         };
     }
 
-    /// Where somebody has changed the table meanwhile, it is written anew, with the change.
+    /// Where a change failed, the table is written anew, with the change: somebody has touched it
+    /// meanwhile, or who knows what is there. The next change would name what differs from this
+    /// one, and never this one again.
     fn or_anew(&mut self, changed: Result<(), NftError>) -> Result<(), NftError> {
-        match changed {
-            Err(NftError::Changed { .. }) => self.ensure_nft(),
-            other => other,
-        }
+        changed.or_else(|error| {
+            tracing::warn!(%error, "the nft table is written anew");
+            self.ensure_nft()
+        })
     }
 }
 
