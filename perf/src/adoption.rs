@@ -420,11 +420,10 @@ fn sum_up(workers: usize, load: &Load, changes: &[Changes]) -> Report {
             targets.push(Target::new(format!("{name}, p99, ms"), p99_ms, bound));
         }
     }
-    Report {
-        measurement: "adoption",
-        tables: vec![loaded, single],
+    Report::new(
+        "adoption",
+        vec![loaded, single],
         targets,
-        failures: Vec::new(),
-        figures: json!({ "workers": workers, "load": load, "changes": changes }),
-    }
+        json!({ "workers": workers, "load": load, "changes": changes }),
+    )
 }

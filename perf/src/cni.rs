@@ -222,14 +222,7 @@ fn sum_up(rows: &[Row]) -> Report {
             targets.push(Target::new(what, p99_us / 1e3, Bound::AtMost(P99_MS)));
         }
     }
-    let failures = Vec::new();
-    Report {
-        measurement: "cni",
-        tables: vec![table],
-        targets,
-        failures,
-        figures: json!({ "rows": rows }),
-    }
+    Report::new("cni", vec![table], targets, json!({ "rows": rows }))
 }
 
 #[cfg(test)]

@@ -307,8 +307,7 @@ fn sum_up(flows: u32, bytes_per_flow: f64, turns: &[Turn], floods: &[Flood]) -> 
     let figures = json!({
         "flows": flows, "bytes_per_flow": bytes_per_flow, "turns": turns, "floods": floods,
     });
-    let failures = Vec::new();
-    Report { measurement: "flows", tables: vec![times, table], targets, failures, figures }
+    Report::new("flows", vec![times, table], targets, figures)
 }
 
 #[cfg(test)]

@@ -389,13 +389,12 @@ fn sum_up(arms: &[u16], turns: &[Turn]) -> Report {
     }
     let lost: u64 = turns.iter().map(|turn| turn.lost).sum();
     paired.row(["round trips lost, in all".to_owned(), lost.to_string()]);
-    Report {
-        measurement: "hostports",
-        tables: vec![table, paired],
+    Report::new(
+        "hostports",
+        vec![table, paired],
         targets,
-        failures: Vec::new(),
-        figures: json!({ "turns": turns, "ratios": ratios }),
-    }
+        json!({ "turns": turns, "ratios": ratios }),
+    )
 }
 
 #[cfg(test)]

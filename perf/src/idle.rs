@@ -111,12 +111,5 @@ fn sum_up(found: &[Idle]) -> Report {
         let what = format!("idle CPU with {pods} pods, % of a core");
         targets.push(Target::new(what, *percent, Bound::AtMost(TARGET_PERCENT)));
     }
-    let failures = Vec::new();
-    Report {
-        measurement: "idle",
-        tables: vec![table],
-        targets,
-        failures,
-        figures: json!({ "nodes": found }),
-    }
+    Report::new("idle", vec![table], targets, json!({ "nodes": found }))
 }

@@ -243,11 +243,10 @@ fn sum_up(turns: &[Turn]) -> Report {
         paired.row([name.to_owned()].into_iter().chain(medians).chain([each.join(" ")]));
         ratios.push(json!({ "beside": beside, "p50": p50, "p99": p99 }));
     }
-    Report {
-        measurement: "latency",
-        tables: vec![table, paired],
-        targets: Vec::new(),
-        failures: Vec::new(),
-        figures: json!({ "turns": turns, "ratios": ratios }),
-    }
+    Report::new(
+        "latency",
+        vec![table, paired],
+        Vec::new(),
+        json!({ "turns": turns, "ratios": ratios }),
+    )
 }

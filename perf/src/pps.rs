@@ -190,13 +190,12 @@ fn sum_up(turns: &[Turn]) -> Report {
     let mut paired = Table::new("delivered, turn by turn", &["ratio", "median", "turns"]);
     let each: Vec<String> = ratio.turns.iter().map(|turn| format!("{turn:.2}")).collect();
     paired.row([ratio.of.clone(), format!("{:.2}", ratio.median), each.join(" ")]);
-    Report {
-        measurement: "pps",
-        tables: vec![table, paired, drops],
-        targets: Vec::new(),
-        failures: Vec::new(),
-        figures: json!({ "turns": turns, "ratio": ratio }),
-    }
+    Report::new(
+        "pps",
+        vec![table, paired, drops],
+        Vec::new(),
+        json!({ "turns": turns, "ratio": ratio }),
+    )
 }
 
 /// Drops of an arm by reason, and what nobody gave a reason for.

@@ -21,6 +21,18 @@ pub struct Report {
     pub figures: Value,
 }
 
+impl Report {
+    /// Of a measurement that succeeds as a whole, or fails.
+    pub fn new(
+        measurement: &'static str,
+        tables: Vec<Table>,
+        targets: Vec<Target>,
+        figures: Value,
+    ) -> Report {
+        Report { measurement, tables, targets, failures: Vec::new(), figures }
+    }
+}
+
 /// A figure that is to be reached.
 #[derive(Clone, Debug, Serialize)]
 pub struct Target {

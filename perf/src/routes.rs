@@ -272,13 +272,12 @@ fn sum_up(built: &[Built], lookups: &[Lookups], changes: &[Changes]) -> Report {
             ]);
         }
     }
-    Report {
-        measurement: "routes",
-        tables: vec![memory, times, single],
-        targets: Vec::new(),
-        failures: Vec::new(),
-        figures: json!({ "built": built, "lookups": lookups, "changes": changes }),
-    }
+    Report::new(
+        "routes",
+        vec![memory, times, single],
+        Vec::new(),
+        json!({ "built": built, "lookups": lookups, "changes": changes }),
+    )
 }
 
 #[cfg(test)]

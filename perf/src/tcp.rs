@@ -179,13 +179,12 @@ fn sum_up(turns: &[Turn]) -> Report {
     for (reason, count) in drops {
         proof.row([format!("packets dropped: {reason}"), count.to_string()]);
     }
-    Report {
-        measurement: "tcp",
-        tables: vec![table, paired, proof],
+    Report::new(
+        "tcp",
+        vec![table, paired, proof],
         targets,
-        failures: Vec::new(),
-        figures: json!({ "turns": turns, "ratios": ratios }),
-    }
+        json!({ "turns": turns, "ratios": ratios }),
+    )
 }
 
 /// A sum over the turns of Viaduct.

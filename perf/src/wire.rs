@@ -324,13 +324,12 @@ fn sum_up(turns: &[Turn]) -> Report {
             ratios.push(json!({ "streams": streams, "ratio": ratio }));
         }
     }
-    Report {
-        measurement: "wire",
-        tables: vec![table, paired, workers_table(turns), drops_table(turns)],
+    Report::new(
+        "wire",
+        vec![table, paired, workers_table(turns), drops_table(turns)],
         targets,
-        failures: Vec::new(),
-        figures: json!({ "turns": turns, "ratios": ratios }),
-    }
+        json!({ "turns": turns, "ratios": ratios }),
+    )
 }
 
 fn table_row(table: &mut Table, name: &str, turns: &[&Turn]) {
